@@ -1,3 +1,47 @@
-"""KPE and KTS for Hugging Face diffusers."""
+"""Kinetic path energy (KPE) and kinetic trajectory shaping (KTS) for Hugging Face diffusers.
+
+Names load when first used, so that ``import diffusers_kts`` costs next to nothing.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0.dev0"
+
+_EXPORTS = {
+    "ClassConditionalFlowPipeline": ".pipeline_flow_class_conditional",
+    "Gain": ".gain",
+    "KPECallback": ".pipeline_kpe_monitor",
+    "KPEMonitorPipeline": ".pipeline_kpe_monitor",
+    "KPETrace": ".kpe",
+    "KTSFlowMatchScheduler": ".scheduling_kts_flow_match",
+    "PRESETS": ".presets",
+    "SchedulerMixin": "diffusers",  # diffusers looks for it in the library of a component before it loads the component
+    "embedded_model": ".models",
+    "save_with_stock_scheduler": ".stock",
+}
+__all__ = [*_EXPORTS, "__version__"]
+
+if TYPE_CHECKING:
+    from diffusers import SchedulerMixin
+
+    from .gain import Gain
+    from .kpe import KPETrace
+    from .models import embedded_model
+    from .pipeline_flow_class_conditional import ClassConditionalFlowPipeline
+    from .pipeline_kpe_monitor import KPECallback, KPEMonitorPipeline
+    from .presets import PRESETS
+    from .scheduling_kts_flow_match import KTSFlowMatchScheduler
+    from .stock import save_with_stock_scheduler
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_EXPORTS[name], __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_EXPORTS])

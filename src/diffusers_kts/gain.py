@@ -48,7 +48,7 @@ class Gain:
         for name in ("alpha_0", "beta_0", "tau_split", "k"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-                raise ValueError(f"{name} is {value!r}; give a finite number.")
+                raise ValueError(f"{name} is {value!r}; give a finite Python number.")
         if not 0 < self.tau_split < 1:
             raise ValueError(f"tau_split is {self.tau_split}; give a flow time strictly between 0 (noise) and 1 (data).")
         if not 0 < self.k <= 100:
@@ -108,3 +108,23 @@ class Gain:
             return t + self.alpha_0 * launched(min(t, tau)) - self.beta_0 * landed(max(t, tau))
 
         return antiderivative(t_end) - antiderivative(t_start)
+
+
+def _exceeds_one(sigmas: torch.Tensor) -> bool:
+    return bool(sigmas.numel()) and float(sigmas.max()) > 1 + 1e-4  # shifting in float32 may give 1.0000001
+
+
+def flow_times(sigmas: torch.Tensor, invert_sigmas: bool = False) -> torch.Tensor:
+    """Flow time of every noise level, in float64: ``1 - sigma``; ``sigma`` itself where a model counts upwards
+    (``invert_sigmas``, Mochi); ``1 / (1 + sigma)`` where the schedule exceeds 1 (variance exploding, Cosmos)."""
+    t = sigmas.double()
+    if invert_sigmas:
+        return t
+    return 1 / (1 + t) if _exceeds_one(sigmas) else 1 - t
+
+
+def noise_level(t: float, sigmas: torch.Tensor, invert_sigmas: bool = False) -> torch.Tensor:
+    """The inverse of `flow_times`: the sigma of flow time ``t`` in the convention, and dtype, of the schedule ``sigmas``."""
+    if not invert_sigmas:
+        t = 1 / t - 1 if _exceeds_one(sigmas) else 1 - t
+    return torch.tensor(t, dtype=sigmas.dtype)

@@ -1,0 +1,304 @@
+"""KPE, kinetic path energy: what a run of the sampler measured, and the recorder that measures it.
+
+``E = 1/2 sum_i ||v_i||^2 |sigma_{i+1} - sigma_i|`` per sample, the left Riemann sum that belongs to an Euler step
+(arXiv 2602.07928). Units: squared latent units. Sums run over every dimension but the first.
+"""
+
+import copy
+import json
+import os
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .gain import flow_times
+
+FORMAT = "diffusers-kts/kpe"
+FORMAT_VERSION = "1"
+LATE_START = 0.02  # a record that begins after this flow time lacks the launch (img2img, inpainting, custom sigmas)
+
+
+@dataclass(frozen=True)
+class Energy:
+    """An energy per sample, shape (B,): the whole path, before ``tau_split``, and from ``tau_split`` on."""
+
+    total: torch.Tensor
+    early: torch.Tensor
+    late: torch.Tensor
+    d: int
+
+    @property
+    def per_dim(self) -> "Energy":
+        """The same divided by the number of latent dimensions, the form that compares across resolutions."""
+        return Energy(self.total / self.d, self.early / self.d, self.late / self.d, 1)
+
+
+@dataclass(frozen=True)
+class KPETrace:
+    """The energy record of one run.
+
+    Attributes:
+        power (`torch.Tensor`, (B, N)): squared speed ``||v_i||^2`` of the network's field, per sample and step.
+        sigmas (`torch.Tensor`, (N + 1,)): noise levels at the steps recorded, and where the last one ended.
+        t (`torch.Tensor`, (N + 1,)): flow times of ``sigmas``, 0 noise to 1 data.
+        gains (`torch.Tensor`, (N,) or (B, N)): ``eta`` that scaled each displacement; ones without shaping.
+        tau_split (`float`): flow time that divides early from late.
+        d (`int`): latent dimensions per sample.
+        stream (`str`): which scheduler of the pipeline was measured ("scheduler", "audio_scheduler", "scheduler copy 1").
+        run (`int`): number of the run within the pipeline call, from 0; a run begins at `set_timesteps`.
+        settings (`dict`): scheduler class and shaping settings.
+    """
+
+    power: torch.Tensor
+    sigmas: torch.Tensor
+    t: torch.Tensor
+    gains: torch.Tensor
+    tau_split: float
+    d: int
+    stream: str = "scheduler"
+    run: int = 0
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        steps = self.power.shape[-1]
+        if self.power.ndim != 2 or len(self.sigmas) != steps + 1 or len(self.t) != steps + 1 or self.gains.shape[-1] != steps:
+            raise ValueError(
+                f"power is {tuple(self.power.shape)}, sigmas {tuple(self.sigmas.shape)}, t {tuple(self.t.shape)}, gains "
+                f"{tuple(self.gains.shape)}; give (B, N), (N + 1,), (N + 1,) and (N,) or (B, N)."
+            )
+
+    def __len__(self) -> int:
+        return self.power.shape[0]
+
+    @property
+    def num_steps(self) -> int:
+        return self.power.shape[1]
+
+    @property
+    def t_start(self) -> float:
+        """Flow time at which the record begins; above 0 for img2img, whose energy is that of the rest of the path."""
+        return float(self.t[0])
+
+    @property
+    def late_start(self) -> bool:
+        return self.t_start > LATE_START
+
+    @property
+    def nonfinite(self) -> torch.Tensor:
+        """(B,) first step, counted from 0, whose velocity was NaN or infinite; -1 for samples without one."""
+        bad = ~torch.isfinite(self.power)
+        return torch.where(bad.any(1), bad.int().argmax(1), -1)
+
+    @property
+    def path_power(self) -> torch.Tensor:
+        """(B, N) squared speed of the motion that really happened, ``eta^2 ||v||^2``."""
+        return self.power * self.gains.to(self.power.dtype) ** 2
+
+    @property
+    def path_energy(self) -> Energy:
+        """Energy of the motion that really happened (what the reference code reports)."""
+        return self._energy(self.path_power)
+
+    @property
+    def model_energy(self) -> Energy:
+        """Energy of the network's own field along the (possibly shaped) path."""
+        return self._energy(self.power)
+
+    @property
+    def per_dim(self) -> torch.Tensor:
+        """(B,) total path energy per latent dimension."""
+        return self.path_energy.total / self.d
+
+    def _energy(self, power: torch.Tensor) -> Energy:
+        share = 0.5 * power * self.sigmas.diff().abs().to(power.dtype)
+        early = (self.t[:-1] < self.tau_split).to(power.device)
+        zero = torch.zeros((), dtype=share.dtype)
+        return Energy(share.sum(1), torch.where(early, share, zero).sum(1), torch.where(early, zero, share).sum(1), self.d)
+
+    def to_dict(self) -> dict[str, list]:
+        """Columns of one row per sample, as lists."""
+        columns: dict[str, list] = {"sample": list(range(len(self)))}
+        for name, energy in (("path_energy", self.path_energy), ("model_energy", self.model_energy)):
+            for part in ("total", "early", "late"):
+                columns[f"{name}_{part}"] = getattr(energy, part).tolist()
+        columns["per_dim"] = self.per_dim.tolist()
+        columns["nonfinite_step"] = self.nonfinite.tolist()
+        return columns
+
+    def to_pandas(self, per_step: bool = False) -> Any:
+        """A `pandas.DataFrame`: a row per sample, or with ``per_step`` a row per sample and step."""
+        import pandas as pd
+
+        if not per_step:
+            return pd.DataFrame(self.to_dict())
+        b, n = self.power.shape
+        columns = {"sample": torch.arange(b)[:, None], "step": torch.arange(n), "sigma": self.sigmas[:-1], "t": self.t[:-1]}
+        columns |= {"eta": self.gains, "power": self.power, "path_power": self.path_power}
+        return pd.DataFrame({name: torch.broadcast_to(value, (b, n)).flatten().numpy() for name, value in columns.items()})
+
+    def plot(self, ax: Any = None, label: str | None = None) -> Any:
+        """Power against flow time, median and 10-90 % band, with ``tau_split`` and ``eta``. Returns the matplotlib axes."""
+        from .plotting import plot_power
+
+        return plot_power({label or self.settings.get("scheduler", "run"): self}, ax=ax)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the record as safetensors with metadata; an existing file is replaced only once the new one is whole."""
+        from safetensors.torch import save
+
+        meta = {"tau_split": self.tau_split, "d": self.d, "stream": self.stream, "run": self.run, "settings": self.settings}
+        metadata = {"format": FORMAT, "version": FORMAT_VERSION, "trace": json.dumps(meta)}
+        tensors = {name: getattr(self, name).contiguous() for name in ("power", "sigmas", "t", "gains")}
+        path = Path(path)
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_bytes(save(tensors, metadata=metadata))
+        partial.replace(path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "KPETrace":
+        """Read what `save` wrote.
+
+        Raises:
+            FileNotFoundError: no such file. ValueError: the file is damaged, or is not an energy record.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"{path} does not exist; give a file written by KPETrace.save.")
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        except (SafetensorError, OSError) as error:
+            raise ValueError(
+                f"{path} is damaged or not safetensors ({error}); give a file written by KPETrace.save."
+            ) from error
+        if metadata.get("format") != FORMAT:
+            raise ValueError(f"{path} is no energy record (format {metadata.get('format')!r}, not {FORMAT!r}).")
+        if metadata.get("version") != FORMAT_VERSION:
+            raise ValueError(
+                f"{path} has format version {metadata.get('version')}; this release reads {FORMAT_VERSION}: upgrade."
+            )
+        try:
+            return cls(**tensors, **json.loads(metadata["trace"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is a damaged energy record ({error}); write it again with KPETrace.save.") from error
+
+    @classmethod
+    def cat(cls, traces: "list[KPETrace]") -> "KPETrace":
+        """Records of several batches of the same schedule, as one."""
+        if not traces:
+            raise ValueError("there is no trace to join; give at least one.")
+        first = traces[0]
+        for other in traces[1:]:
+            if not torch.equal(first.sigmas, other.sigmas) or first.d != other.d or first.settings != other.settings:
+                raise ValueError("the traces differ in schedule, size or settings; join records of the same sampler only.")
+        gains = first.gains
+        if gains.ndim == 2:
+            gains = torch.cat([trace.gains for trace in traces])
+        power = torch.cat([trace.power for trace in traces])
+        return cls(power, first.sigmas, first.t, gains, first.tau_split, first.d, first.stream, first.run, first.settings)
+
+
+def squared_norm(v: torch.Tensor) -> torch.Tensor:
+    """(B,) ``||v||^2`` of a batch, summed in at least fp32 over all dimensions but the first, whatever the layout."""
+    v = v.to(torch.promote_types(v.dtype, torch.float32))
+    return v.square().reshape(v.shape[0], -1).sum(1)
+
+
+@dataclass
+class _Run:
+    settings: Mapping[str, Any]
+    tau_split: float
+    invert_sigmas: bool
+    sigmas: torch.Tensor | None = None
+    d: int = 0
+    steps: list[int] = field(default_factory=list)
+    power: list[torch.Tensor] = field(default_factory=list)
+    gains: list[Any] = field(default_factory=list)
+
+
+class KPERecorder:
+    """Collects ``||v||^2`` while a scheduler steps: B floats a step, on the device of the velocity, no synchronisation.
+
+    A deep copy of the scheduler (audio latents, per-frame schedules) records into a stream of its own. Inside a monitored
+    pipeline call, `session` gathers every stream and every run; outside, only the last run is kept.
+    """
+
+    def __init__(self, stream: str = "scheduler") -> None:
+        self.stream = stream
+        self.session: list[KPERecorder] | None = None
+        self.runs: list[_Run] = []
+        self._warned = False
+
+    def begin(self, settings: Mapping[str, Any], tau_split: float, invert_sigmas: bool) -> None:
+        """A run begins: the scheduler's `set_timesteps` was called."""
+        if self.session is None:
+            self.runs = []
+        elif self.runs and not self.runs[-1].steps:
+            self.runs.pop()  # set twice before the first step
+        self.runs.append(_Run(settings, tau_split, invert_sigmas))
+        self._warned = False
+
+    def observe(self, step_index: int, sigmas: torch.Tensor, v: torch.Tensor, gain: Any, power: Any = None) -> None:
+        """One step was made: ``gain`` is eta, ``power`` replaces ``||v||^2`` where a step has a time of its own per token."""
+        run = self.runs[-1]
+        run.sigmas, run.d = sigmas, v[0].numel()
+        run.steps.append(step_index)
+        run.power.append(squared_norm(v.detach()) if power is None else power)
+        run.gains.append(gain)
+
+    def trace(self, run: int = -1) -> KPETrace | None:
+        """The record so far; reads the device once. Warns once about velocities that were not finite."""
+        if not self.runs or not self.runs[run].steps:
+            return None
+        r = self.runs[run]
+        sizes = {p.shape[0] for p in r.power}
+        if len(sizes) > 1:
+            raise RuntimeError(
+                f"the batch size changed within one run ({sorted(sizes)}); call set_timesteps before each batch."
+            )
+        power = torch.stack(r.power, 1).cpu()
+        steps = torch.tensor([*r.steps, r.steps[-1] + 1])
+        sigmas = r.sigmas.detach().cpu()
+        t = flow_times(sigmas, r.invert_sigmas)
+        if any(isinstance(gain, torch.Tensor) for gain in r.gains):
+            gains = torch.stack([torch.as_tensor(g).expand(len(power)).double().cpu() for g in r.gains], 1)
+        else:
+            gains = torch.tensor(r.gains, dtype=torch.float64)
+        number = run if run >= 0 else len(self.runs) + run
+        trace = KPETrace(power, sigmas[steps], t[steps], gains, r.tau_split, r.d, self.stream, number, dict(r.settings))
+        self._warn(trace)
+        return trace
+
+    def traces(self) -> list[KPETrace]:
+        return [trace for i in range(len(self.runs)) if (trace := self.trace(i)) is not None]
+
+    def _warn(self, trace: KPETrace) -> None:
+        bad = (trace.nonfinite >= 0).nonzero().flatten().tolist()
+        if bad and not self._warned:
+            self._warned = True
+            first = ", ".join(f"sample {i} from step {int(trace.nonfinite[i])}" for i in bad[:8])
+            more = f" and {len(bad) - 8} more" if len(bad) > 8 else ""
+            warnings.warn(
+                f"the velocity was not finite for {first}{more}; their energies are NaN or infinite, the others are right. "
+                "Try a wider dtype or another seed.",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+
+    def __deepcopy__(self, memo: dict) -> "KPERecorder":
+        """Records of a copy are its own: the lists are copied, the tensors in them never change."""
+        number = 1 + (len(self.session) if self.session is not None else 0)
+        twin = KPERecorder(f"{self.stream} copy {number}" if self.session is not None else self.stream)
+        twin.runs = [copy.copy(run) for run in self.runs[-1:]]
+        for run in twin.runs:
+            run.steps, run.power, run.gains = list(run.steps), list(run.power), list(run.gains)
+        twin.session = self.session
+        if self.session is not None:
+            self.session.append(twin)
+        return twin

@@ -1,0 +1,264 @@
+"""KPEMonitorPipeline and KPECallback: the kinetic path energy of any flow-matching pipeline while it runs.
+
+The velocity is read in ``scheduler.step``, where it is exact, guided, and includes the first step. A scheduler of ours
+records by itself; any other gets, for the length of one call, a recording subclass of its own class (same name and module,
+so that pipelines, saving and deep copies notice nothing).
+"""
+
+import copy
+import functools
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler, SchedulerMixin
+from diffusers.callbacks import PipelineCallback
+
+from .gain import Gain
+from .kpe import KPERecorder, KPETrace
+
+FLOW_SCHEDULERS = (FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler)
+
+
+def is_flow_matching(scheduler: Any) -> bool:
+    """Whether the model behind this scheduler predicts the velocity of a flow."""
+    config = getattr(scheduler, "config", {})
+    return isinstance(scheduler, FLOW_SCHEDULERS) or config.get("prediction_type") == "flow_prediction"
+
+
+def load_pipeline(path: str | os.PathLike, **kwargs: Any) -> DiffusionPipeline:
+    """`DiffusionPipeline.from_pretrained`, which also knows the pipeline class of this package.
+
+    Raises:
+        ValueError: a local folder without a readable ``model_index.json``.
+    """
+    index = Path(path) / "model_index.json"
+    if Path(path).exists():
+        try:
+            name = json.loads(index.read_text())["_class_name"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is no pipeline folder: model_index.json cannot be read ({error}).") from error
+        if name == "ClassConditionalFlowPipeline":
+            from .pipeline_flow_class_conditional import ClassConditionalFlowPipeline
+
+            return ClassConditionalFlowPipeline.from_pretrained(path, **kwargs)
+    return DiffusionPipeline.from_pretrained(path, **kwargs)
+
+
+class KPEMonitorPipeline:
+    """Any flow-matching pipeline, with the kinetic path energy of every sample recorded; its images are the same bits.
+
+        pipe = KPEMonitorPipeline.from_pipe(pipe)          # shares all components with the pipeline given
+        images = pipe("a photo of a cat").images
+        pipe.kpe.path_energy.total                         # (B,)
+
+    The result is an instance of the pipeline's own class too, and what it saves loads in plain diffusers. It also serves as
+    a base, ``class MonitoredSD3(KPEMonitorPipeline, StableDiffusion3Pipeline): pass``.
+
+    Attributes:
+        kpe (`KPETrace`): of the last call, of ``pipe.scheduler`` (its last run where a call has several); also ``out.kpe``.
+        kpe_traces (`list[KPETrace]`): every stream (audio, per-frame copies) and run of the last call, never summed.
+    """
+
+    kpe: KPETrace | None = None
+    kpe_traces: list[KPETrace] = []
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__call__" not in cls.__dict__ and issubclass(cls, DiffusionPipeline):
+            # so that help() and tab completion show the arguments of the pipeline itself
+            monitored = KPEMonitorPipeline.__call__
+            cls.__call__ = functools.wraps(plain_class(cls).__call__)(lambda self, *a, **k: monitored(self, *a, **k))
+
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Any:
+        """A monitored pipeline that shares the components of ``pipeline``, which itself is left as it is.
+
+        Args:
+            pipeline (`DiffusionPipeline`): any pipeline with a flow-matching scheduler.
+            kwargs: components to replace, for instance ``scheduler=``.
+
+        Raises:
+            TypeError: not a pipeline, or a name that is no component. ValueError: not flow matching.
+        """
+        if cls is not KPEMonitorPipeline:
+            return super().from_pipe(pipeline, **kwargs)  # type: ignore[misc]
+        if not isinstance(pipeline, DiffusionPipeline):
+            raise TypeError(
+                f"from_pipe got {type(pipeline).__name__}; give a diffusers pipeline, or a path to from_pretrained."
+            )
+        unknown = sorted(set(kwargs) - set(pipeline.components))
+        if unknown:
+            raise TypeError(
+                f"{type(pipeline).__name__} has no component {unknown[0]!r}; it has {', '.join(pipeline.components)}."
+            )
+        monitor = copy.copy(pipeline)
+        monitor.__class__ = _monitored_class(plain_class(type(pipeline)))
+        for name, component in kwargs.items():
+            setattr(monitor, name, component)
+        _flow_schedulers(monitor)
+        return monitor
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
+        """As `DiffusionPipeline.from_pretrained`, with the same arguments, monitored."""
+        if cls is not KPEMonitorPipeline:
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)  # type: ignore[misc]
+        return cls.from_pipe(load_pipeline(pretrained_model_name_or_path, **kwargs))
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        """Save as the plain pipeline class, so that diffusers loads it without this package."""
+        monitored = self.__class__
+        self.__class__ = plain_class(monitored)
+        try:
+            self.save_pretrained(save_directory, **kwargs)
+        finally:
+            self.__class__ = monitored
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with _recording(self) as recorders:
+            try:
+                output = plain_class(type(self)).__call__(self, *args, **kwargs)
+            finally:
+                self.kpe_traces = [trace for recorder in recorders for trace in recorder.traces()]
+                main = [trace for trace in self.kpe_traces if trace.stream == "scheduler"] or self.kpe_traces
+                self.kpe = main[-1] if main else None
+        if hasattr(output, "__dict__"):  # a tuple, list or array takes no attribute
+            output.kpe = self.kpe
+        return output
+
+
+class KPECallback(PipelineCallback):
+    """The record, step by step, in the user's code: ``pipe(..., callback_on_step_end=KPECallback(on_step))``.
+
+    Works where energies are recorded: under `KPEMonitorPipeline`, or with `KTSFlowMatchScheduler` in any pipeline. Can be a
+    part of `MultiPipelineCallbacks`.
+
+    Args:
+        on_step (callable, *optional*): called as ``on_step(step_index, trace)`` with the `KPETrace` so far. Reading it waits
+            for the device; without ``on_step`` nothing does.
+    """
+
+    tensor_inputs = ["latents"]
+
+    def __init__(self, on_step: Callable[[int, KPETrace], Any] | None = None) -> None:
+        super().__init__()
+        if on_step is not None and not callable(on_step):
+            raise TypeError(f"on_step is {on_step!r}; give a function of (step_index, trace), or None.")
+        self.on_step = on_step
+        self._recorder: KPERecorder | None = None
+
+    @property
+    def kpe(self) -> KPETrace | None:
+        """The record so far of the run that called last; None before the first step."""
+        return self._recorder.trace() if self._recorder is not None else None
+
+    def callback_fn(self, pipeline: Any, step_index: int, timesteps: Any, callback_kwargs: dict) -> dict:
+        self._recorder = getattr(pipeline.scheduler, "_kpe_recorder", None)
+        if self._recorder is None:
+            raise RuntimeError(
+                f"{type(pipeline.scheduler).__name__} records no energy; run the pipeline as "
+                "KPEMonitorPipeline.from_pipe(pipe), or give it a KTSFlowMatchScheduler."
+            )
+        if self.on_step is not None and (trace := self.kpe) is not None:
+            self.on_step(step_index, trace)
+        return callback_kwargs
+
+
+def plain_class(cls: type) -> type:
+    """The pipeline class itself, without the monitor."""
+    return next(base for base in cls.__mro__ if not issubclass(base, KPEMonitorPipeline))
+
+
+@functools.cache
+def _monitored_class(cls: type) -> type:
+    # diffusers goes by a pipeline's name and module (saving, AutoPipeline): both stay
+    names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
+    return type(cls.__name__, (KPEMonitorPipeline, cls), names)
+
+
+def _flow_schedulers(pipeline: Any) -> dict[str, Any]:
+    """Every scheduler of the pipeline and of pipelines inside it, by attribute name.
+
+    Raises:
+        ValueError: there is none, or one is not flow matching.
+    """
+    found: dict[str, Any] = {}
+    for name, value in vars(pipeline).items():
+        if isinstance(value, SchedulerMixin):
+            found[name] = value
+        elif isinstance(value, DiffusionPipeline):
+            found |= {f"{name}.{inner}": scheduler for inner, scheduler in _flow_schedulers(value).items()}
+    if not found:
+        raise ValueError(f"{type(pipeline).__name__} has no scheduler, so there is no path to measure.")
+    for name, scheduler in found.items():
+        if not is_flow_matching(scheduler):
+            raise ValueError(
+                f"{name} is a {type(scheduler).__name__}, which is not flow matching: its model predicts no velocity. "
+                "Give the pipeline a flow-matching scheduler, such as FlowMatchEulerDiscreteScheduler."
+            )
+    return found
+
+
+@functools.cache
+def _recording_class(cls: type) -> type:
+    @functools.wraps(cls.set_timesteps)
+    def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = cls.set_timesteps(self, *args, **kwargs)
+        inverted = bool(self.config.get("invert_sigmas", False))
+        self._kpe_recorder.begin({"scheduler": cls.__name__}, Gain.tau_split, inverted)
+        return result
+
+    @functools.wraps(cls.step)
+    def step(self: Any, model_output: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        result = cls.step(self, model_output, *args, **kwargs)
+        self._kpe_recorder.observe(self.step_index - 1, self.sigmas, model_output, 1.0)
+        return result
+
+    body = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
+    body |= {"set_timesteps": set_timesteps, "step": step}
+    if not hasattr(cls, "scale_model_input"):  # Bria calls it on every scheduler that is not exactly the stock class
+        body["scale_model_input"] = lambda self, sample, timestep=None: sample
+    return type(cls.__name__, (cls,), body)
+
+
+@contextmanager
+def _recording(pipeline: Any) -> Iterator[list[KPERecorder]]:
+    """Let every scheduler of the pipeline record, and put each back as it was, whatever happens."""
+    session: list[KPERecorder] = []
+    restore: list[Callable[[], None]] = []
+    try:
+        for name, scheduler in _flow_schedulers(pipeline).items():
+            if any(scheduler._kpe_recorder is r for r in session if hasattr(scheduler, "_kpe_recorder")):
+                continue  # one scheduler under two names
+            restore.append(_attach(scheduler, name, session))
+        yield session
+    finally:
+        for undo in restore:
+            undo()
+
+
+def _attach(scheduler: Any, name: str, session: list[KPERecorder]) -> Callable[[], None]:
+    recorder = getattr(scheduler, "_kpe_recorder", None)
+    if recorder is not None:  # one of ours: it records anyway
+        recorder.stream, recorder.session, recorder.runs = name, session, []
+
+        def undo() -> None:
+            recorder.session, recorder.stream = None, "scheduler"
+            recorder.runs = recorder.runs[-1:]
+    else:
+        cls = scheduler.__class__
+        recorder = scheduler._kpe_recorder = KPERecorder(name)
+        recorder.session = session
+        scheduler.__class__ = _recording_class(cls)
+
+        def undo() -> None:
+            scheduler.__class__ = cls
+            del scheduler._kpe_recorder
+
+    session.append(recorder)
+    return undo

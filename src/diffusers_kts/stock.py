@@ -1,0 +1,20 @@
+"""Save a shaped pipeline for people who do not have this package."""
+
+import os
+from typing import Any
+
+from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+
+
+def save_with_stock_scheduler(pipeline: DiffusionPipeline, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+    """Save ``pipeline`` with `FlowMatchEulerDiscreteScheduler` named as its scheduler; it samples plain Euler there.
+
+    Our settings stay in the saved configuration as extra keys, so ``KTSFlowMatchScheduler.from_config(pipe.scheduler.config)``
+    brings the shaping back. The pipeline in memory is left as it is. ``kwargs`` go to `save_pretrained`.
+    """
+    scheduler = pipeline.scheduler
+    pipeline.scheduler = FlowMatchEulerDiscreteScheduler.from_config(scheduler.config)
+    try:
+        pipeline.save_pretrained(save_directory, **kwargs)
+    finally:
+        pipeline.scheduler = scheduler
