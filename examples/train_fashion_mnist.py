@@ -25,12 +25,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import DiTTransformer2DModel
+from diffusers import DiTTransformer2DModel, FlowMatchEulerDiscreteScheduler
 from diffusers.models.embeddings import LabelEmbedding
 from diffusers.training_utils import EMAModel
 from tqdm.auto import tqdm
 
-NUM_CLASSES = 10
+from diffusers_kts import ClassConditionalFlowPipeline
+
+CLASS_NAMES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
+NUM_CLASSES = len(CLASS_NAMES)
 CHECKPOINT = "checkpoint.pt"
 
 
@@ -163,12 +166,28 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def save_pipeline(model: DiTTransformer2DModel, args: argparse.Namespace) -> None:
+    """The pipeline in half precision, its settings and loss curve, and the training images where they are few."""
+    pipeline = ClassConditionalFlowPipeline(
+        model.half(),
+        FlowMatchEulerDiscreteScheduler(),
+        id2label=dict(enumerate(CLASS_NAMES)),
+        guidance_trained=args.label_dropout > 0,
+    )
+    folder = args.output / "pipeline"
+    pipeline.save_pretrained(folder)
+    settings = {k: v for k, v in vars(args).items() if not isinstance(v, Path)} | {"data": Path(args.data).name}
+    (folder / "training.json").write_text(json.dumps(settings, indent=2) + "\n")
+    (folder / "loss.csv").write_text((args.output / "loss.csv").read_text())
+    if args.num_images is not None:
+        images, labels = load_images(args.data, args.num_images)
+        pixels = ((images[:, 0] + 1) * 127.5).round().to(torch.uint8)
+        np.savez_compressed(folder / "training_images.npz", images=pixels.numpy(), labels=labels.to(torch.uint8).numpy())
+
+
 def main() -> None:
     args = parse_args()
-    model = train(args)
-    model.save_pretrained(args.output / "transformer")
-    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
-    (args.output / "training.json").write_text(json.dumps(settings, indent=2) + "\n")
+    save_pipeline(train(args), args)
 
 
 if __name__ == "__main__":

@@ -210,6 +210,14 @@ def squared_norm(v: torch.Tensor) -> torch.Tensor:
     return v.square().reshape(v.shape[0], -1).sum(1)
 
 
+def token_intervals(token_sigmas: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
+    """(B, S, 1) interval from every token's own noise level (B, S) to the next lower one of the schedule, as diffusers'
+    per-token steps go; 0 for tokens that are clean already."""
+    table = sigmas[:, None, None]
+    lower = ((table < token_sigmas[None] - 1e-6) * table).amax(0)
+    return (token_sigmas - lower)[..., None]
+
+
 @dataclass
 class _Run:
     settings: Mapping[str, Any]
@@ -244,12 +252,24 @@ class KPERecorder:
         self.runs.append(_Run(settings, tau_split, invert_sigmas))
         self._warned = False
 
-    def observe(self, step_index: int, sigmas: torch.Tensor, v: torch.Tensor, gain: Any, power: Any = None) -> None:
-        """One step was made: ``gain`` is eta, ``power`` replaces ``||v||^2`` where a step has a time of its own per token."""
-        run = self.runs[-1]
+    def observe(
+        self, step_index: int, sigmas: torch.Tensor, v: torch.Tensor, gain: Any = 1.0, token_dt: torch.Tensor | None = None
+    ) -> None:
+        """One step was made along ``v`` with ``gain`` eta; ``token_dt`` (B, S, 1) where every token has its own interval.
+
+        Per-token steps are recorded as the power and gain that give the same energies over the schedule's interval.
+        """
+        run, v = self.runs[-1], v.detach()
+        if token_dt is None:
+            power = squared_norm(v)
+        else:
+            nominal = (sigmas[step_index + 1] - sigmas[step_index]).abs().clamp(min=torch.finfo(torch.float32).tiny)
+            v = v * (token_dt / nominal).sqrt()
+            power = squared_norm(v)
+            gain = torch.where(power > 0, squared_norm(gain * v) / power, 1.0).sqrt()
         run.sigmas, run.d = sigmas, v[0].numel()
         run.steps.append(step_index)
-        run.power.append(squared_norm(v.detach()) if power is None else power)
+        run.power.append(power)
         run.gains.append(gain)
 
     def trace(self, run: int = -1) -> KPETrace | None:

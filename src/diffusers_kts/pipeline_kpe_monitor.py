@@ -19,7 +19,7 @@ from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, FlowMa
 from diffusers.callbacks import PipelineCallback
 
 from .gain import Gain
-from .kpe import KPERecorder, KPETrace
+from .kpe import KPERecorder, KPETrace, token_intervals
 
 FLOW_SCHEDULERS = (FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler)
 
@@ -216,7 +216,10 @@ def _recording_class(cls: type) -> type:
     @functools.wraps(cls.step)
     def step(self: Any, model_output: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         result = cls.step(self, model_output, *args, **kwargs)
-        self._kpe_recorder.observe(self.step_index - 1, self.sigmas, model_output, 1.0)
+        token_dt, token_timesteps = None, kwargs.get("per_token_timesteps")
+        if token_timesteps is not None:
+            token_dt = token_intervals(token_timesteps / self.config.num_train_timesteps, self.sigmas)
+        self._kpe_recorder.observe(self.step_index - 1, self.sigmas, model_output, token_dt=token_dt)
         return result
 
     body = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}

@@ -11,7 +11,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteSchedulerOutput
 
 from .gain import Gain, flow_times, noise_level
-from .kpe import KPERecorder, KPETrace, squared_norm
+from .kpe import KPERecorder, KPETrace, token_intervals
 
 SHAPING = ("alpha_0", "beta_0", "tau_split", "k", "early_schedule", "late_schedule", "touchdown")
 # Sigmas are float32: a grid point meant to lie on tau_split or touchdown misses it by about 1e-7.
@@ -134,7 +134,7 @@ class KTSFlowMatchScheduler(FlowMatchEulerDiscreteScheduler):
             if prediction not in (None, "flow_prediction") or (not flow and "beta_schedule" in config):
                 raise ValueError(
                     f"the configuration of {config.get('_class_name', 'this scheduler')} (prediction_type={prediction!r}) is "
-                    "not flow matching: its model predicts no velocity to shape; use a flow-matching pipeline (SD3, FLUX, Wan)."
+                    "not flow matching: its model predicts no velocity to shape. Use a flow pipeline (SD3, FLUX, Wan)."
                 )
             if flow:
                 config["shift"] = config.pop("flow_shift", None) or 1.0
@@ -223,45 +223,34 @@ class KTSFlowMatchScheduler(FlowMatchEulerDiscreteScheduler):
                 f"step was called more often than the {len(self.sigmas) - 1} steps planned; call set_timesteps."
             )
         gain: Any = 1.0 if self._gain.is_identity else self._current_gains()[index]
-        power = None
-        if per_token_timesteps is not None:
-            gain, weight = self._per_token(per_token_timesteps, index)
-            power, path_power = squared_norm(weight.sqrt() * model_output), squared_norm(gain * weight.sqrt() * model_output)
+        dtype = torch.promote_types(torch.promote_types(sample.dtype, model_output.dtype), torch.float32)
+        # read here and not in set_timesteps: Cosmos edits sigmas in between
+        dt, token_dt = self.sigmas[index + 1].to(dtype) - self.sigmas[index].to(dtype), None
+        if per_token_timesteps is not None:  # callers pass -v, and time intervals are positive
+            token_sigmas = per_token_timesteps / self.config.num_train_timesteps
+            dt = token_dt = token_intervals(token_sigmas, self.sigmas)
+            gain = self._token_gains(token_sigmas, token_dt)
         if self._gain.is_identity:
             (prev_sample,) = super().step(
                 model_output, timestep, sample, s_churn, s_tmin, s_tmax, s_noise, generator, per_token_timesteps, False
             )
         else:
-            dtype = torch.promote_types(torch.promote_types(sample.dtype, model_output.dtype), torch.float32)
-            per_token = per_token_timesteps is not None  # whose callers pass -v and a positive interval
-            dt = weight * self._interval(index).abs() if per_token else self._interval(index, dtype)
-            prev_sample = (gain * dt).to(dtype) * model_output.to(dtype)
-            prev_sample = prev_sample.add_(sample)
-            if not per_token:
+            prev_sample = ((gain * dt).to(dtype) * model_output.to(dtype)).add_(sample)
+            if per_token_timesteps is None:  # as in the parent, whose per-token result stays float32
                 prev_sample = prev_sample.to(model_output.dtype)
             self._step_index += 1
-        if power is not None:
-            gain = torch.where(power > 0, path_power / power, 1.0).sqrt()
-        self._kpe_recorder.observe(index, self.sigmas, model_output, gain, power)
+        self._kpe_recorder.observe(index, self.sigmas, model_output, gain, token_dt)
         if not return_dict:
             return (prev_sample,)
         return FlowMatchEulerDiscreteSchedulerOutput(prev_sample=prev_sample)
 
-    def _interval(self, index: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        # read here and not in set_timesteps: Cosmos edits sigmas in between
-        return self.sigmas[index + 1].to(dtype) - self.sigmas[index].to(dtype)
-
-    def _per_token(self, per_token_timesteps: torch.Tensor, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Gain and share of the nominal interval, both (B, S, 1), of every token's own step (LTX, SanaWM)."""
-        sigma = per_token_timesteps / self.config.num_train_timesteps
-        table = self.sigmas[:, None, None]
-        lower = ((table < sigma[None] - 1e-6) * table).amax(0)
-        t = self._snap(1 - sigma.double())
+    def _token_gains(self, token_sigmas: torch.Tensor, token_dt: torch.Tensor) -> torch.Tensor:
+        """(B, S, 1) gain of every token at its own flow time (LTX, SanaWM)."""
+        t = self._snap(1 - token_sigmas.double())[..., None]
         gain = self._gain(t)
         if self.config.touchdown is not None:
-            gain = torch.where((t >= self.config.touchdown) & (lower == 0), 1.0, gain)
-        weight = (sigma - lower) / self._interval(index).abs()
-        return gain[..., None].float(), weight[..., None]
+            gain = torch.where((t >= self.config.touchdown) & (token_dt > 0), 1.0, gain)
+        return gain.float()
 
     def _check_step(self, model_output: torch.Tensor, timestep: Any, sample: torch.Tensor) -> None:
         if isinstance(timestep, int) or (isinstance(timestep, torch.Tensor) and not timestep.is_floating_point()):
