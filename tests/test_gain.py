@@ -13,7 +13,7 @@ def test_net_displacement_has_the_known_values(alpha_0, beta_0, expected):
     assert Gain(alpha_0, beta_0).net_displacement() == pytest.approx(expected, abs=1e-5)
 
 
-@pytest.mark.parametrize(("early", "late"), itertools.product(SCHEDULES, SCHEDULES))
+@pytest.mark.parametrize(("early", "late"), list(itertools.product(SCHEDULES, SCHEDULES)))
 def test_net_displacement_is_the_integral_of_the_gain(early, late):
     gain = Gain(0.3, 0.04, tau_split=0.45, k=2.0, early_schedule=early, late_schedule=late)
     t = (torch.arange(1_000_000, dtype=torch.float64) + 0.5) / 1_000_000

@@ -130,7 +130,9 @@ def run_demo(settings: DemoSettings, show_progress: bool = True) -> DemoResult:
         results = _draw(pipe, settings, show_progress)
         notes = []
         if training is None:
-            notes.append("the training images of this model are not known, so neither is what it memorised (--training-images)")
+            notes.append(
+                "the training images of this model are not known, so neither is what it memorised (--training-images)"
+            )
         else:
             for result in results.values():
                 result.distances, result.indices = nearest_neighbours(result.images, training)
@@ -203,7 +205,9 @@ def _training_images(settings: DemoSettings, folder: Path, shape: tuple[int, int
     tensor = torch.from_numpy(images).float() / 255
     tensor = tensor[:, None] if images.ndim == 3 else tensor.permute(0, 3, 1, 2)
     if tensor.shape[1:] != shape:
-        raise ValueError(f"the training images in {path} are {tuple(tensor.shape[1:])}, the model draws {shape}; give its own.")
+        raise ValueError(
+            f"the training images in {path} are {tuple(tensor.shape[1:])}, the model draws {shape}; give its own."
+        )
     return tensor
 
 
@@ -272,7 +276,12 @@ def _summary(settings: DemoSettings, results: dict[str, SamplerResult], notes: l
     chosen = asdict(settings) | {"output": str(settings.output), "shaping": dict(settings.shaping)}
     chosen["training_images"] = settings.training_images and str(settings.training_images)
     samplers = {name: _sampler_summary(result) for name, result in results.items()}
-    return {"versions": versions | {"python": platform.python_version()}, "settings": chosen, "samplers": samplers, "notes": notes}
+    return {
+        "versions": versions | {"python": platform.python_version()},
+        "settings": chosen,
+        "samplers": samplers,
+        "notes": notes,
+    }
 
 
 def _sampler_summary(result: SamplerResult) -> dict[str, Any]:

@@ -6,12 +6,14 @@ of Flow Matching", arXiv 2602.07928.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 SCHEDULES = ("linear", "constant", "exponential")
+ON_GRID = 1e-6
 
 
 @dataclass(frozen=True)
@@ -114,13 +116,23 @@ def _exceeds_one(sigmas: torch.Tensor) -> bool:
     return bool(sigmas.numel()) and float(sigmas.max()) > 1 + 1e-4  # shifting in float32 may give 1.0000001
 
 
-def flow_times(sigmas: torch.Tensor, invert_sigmas: bool = False) -> torch.Tensor:
+def flow_times(sigmas: torch.Tensor, invert_sigmas: bool = False, marks: Iterable[float] = ()) -> torch.Tensor:
     """Flow time of every noise level, in float64: ``1 - sigma``; ``sigma`` itself where a model counts upwards
-    (``invert_sigmas``, Mochi); ``1 / (1 + sigma)`` where the schedule exceeds 1 (variance exploding, Cosmos)."""
+    (``invert_sigmas``, Mochi); ``1 / (1 + sigma)`` where the schedule exceeds 1 (variance exploding, Cosmos).
+
+    Sigmas are float32, so a grid point meant for ``tau_split`` misses it by about 1e-7; times that close to one of ``marks``
+    are put on it.
+    """
     t = sigmas.double()
-    if invert_sigmas:
-        return t
-    return 1 / (1 + t) if _exceeds_one(sigmas) else 1 - t
+    if not invert_sigmas:
+        t = 1 / (1 + t) if _exceeds_one(sigmas) else 1 - t
+    return snap(t, marks)
+
+
+def snap(t: torch.Tensor, marks: Iterable[float]) -> torch.Tensor:
+    for mark in marks:
+        t = torch.where((t - mark).abs() < ON_GRID, mark, t)
+    return t
 
 
 def noise_level(t: float, sigmas: torch.Tensor, invert_sigmas: bool = False) -> torch.Tensor:

@@ -114,7 +114,7 @@ class KPETrace:
         return self.path_energy.total / self.d
 
     def _energy(self, power: torch.Tensor) -> Energy:
-        share = 0.5 * power * self.sigmas.diff().abs().to(power.dtype)
+        share = 0.5 * power * self.sigmas.double().diff().abs().to(power.dtype)
         early = (self.t[:-1] < self.tau_split).to(power.device)
         zero = torch.zeros((), dtype=share.dtype)
         return Energy(share.sum(1), torch.where(early, share, zero).sum(1), torch.where(early, zero, share).sum(1), self.d)
@@ -285,7 +285,7 @@ class KPERecorder:
         power = torch.stack(r.power, 1).cpu()
         steps = torch.tensor([*r.steps, r.steps[-1] + 1])
         sigmas = r.sigmas.detach().cpu()
-        t = flow_times(sigmas, r.invert_sigmas)
+        t = flow_times(sigmas, r.invert_sigmas, [r.tau_split])
         if any(isinstance(gain, torch.Tensor) for gain in r.gains):
             gains = torch.stack([torch.as_tensor(g).expand(len(power)).double().cpu() for g in r.gains], 1)
         else:

@@ -10,12 +10,10 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteSchedulerOutput
 
-from .gain import Gain, flow_times, noise_level
+from .gain import Gain, flow_times, noise_level, snap
 from .kpe import KPERecorder, KPETrace, token_intervals
 
 SHAPING = ("alpha_0", "beta_0", "tau_split", "k", "early_schedule", "late_schedule", "touchdown")
-# Sigmas are float32: a grid point meant to lie on tau_split or touchdown misses it by about 1e-7.
-ON_GRID = 1e-6
 
 
 class ScheduleTable(list):
@@ -31,8 +29,8 @@ class KTSFlowMatchScheduler(FlowMatchEulerDiscreteScheduler):
     """Euler steps along ``dx/dt = eta(t) v(x, t)``: ``x_{i+1} = x_i + eta(t_i) (sigma_{i+1} - sigma_i) v_i``.
 
     The network is told the honest time and `sigmas` stay honest noise levels; only the displacement is scaled. With
-    ``alpha_0 = beta_0 = 0`` and no touchdown, steps are bit-equal to `FlowMatchEulerDiscreteScheduler`. Every step also
-    records the kinetic path energy of each sample, see `kpe`.
+    ``alpha_0 = beta_0 = 0`` and no touchdown, steps are bit-equal to `FlowMatchEulerDiscreteScheduler` in fp32, fp16 and
+    bf16. Every step also records the kinetic path energy of each sample, see `kpe`.
 
         pipe.scheduler = KTSFlowMatchScheduler.from_config(pipe.scheduler.config, alpha_0=0.05, beta_0=0.0)
 
@@ -212,7 +210,8 @@ class KTSFlowMatchScheduler(FlowMatchEulerDiscreteScheduler):
     ) -> FlowMatchEulerDiscreteSchedulerOutput | tuple:
         """One shaped Euler step; arguments and result as in `FlowMatchEulerDiscreteScheduler.step`.
 
-        Arithmetic runs in at least fp32, since a gain of one per cent is lost in bf16.
+        Arithmetic runs in fp32, since a gain of one per cent is lost in bf16; float64 stays float64, where the parent rounds
+        the sample to fp32.
         """
         self._check_step(model_output, timestep, sample)
         if self.step_index is None:
@@ -230,7 +229,7 @@ class KTSFlowMatchScheduler(FlowMatchEulerDiscreteScheduler):
             token_sigmas = per_token_timesteps / self.config.num_train_timesteps
             dt = token_dt = token_intervals(token_sigmas, self.sigmas)
             gain = self._token_gains(token_sigmas, token_dt)
-        if self._gain.is_identity:
+        if self._gain.is_identity and (dtype == torch.float32 or self.config.stochastic_sampling):
             (prev_sample,) = super().step(
                 model_output, timestep, sample, s_churn, s_tmin, s_tmax, s_noise, generator, per_token_timesteps, False
             )
@@ -246,7 +245,7 @@ class KTSFlowMatchScheduler(FlowMatchEulerDiscreteScheduler):
 
     def _token_gains(self, token_sigmas: torch.Tensor, token_dt: torch.Tensor) -> torch.Tensor:
         """(B, S, 1) gain of every token at its own flow time (LTX, SanaWM)."""
-        t = self._snap(1 - token_sigmas.double())[..., None]
+        t = snap(1 - token_sigmas.double(), self._marks)[..., None]
         gain = self._gain(t)
         if self.config.touchdown is not None:
             gain = torch.where((t >= self.config.touchdown) & (token_dt > 0), 1.0, gain)
@@ -262,14 +261,12 @@ class KTSFlowMatchScheduler(FlowMatchEulerDiscreteScheduler):
                 f"model_output is {tuple(model_output.shape)}, sample {tuple(sample.shape)}; they must have the same shape."
             )
 
-    def _snap(self, t: torch.Tensor) -> torch.Tensor:
-        for mark in (self._gain.tau_split, self.config.touchdown):
-            if mark is not None:
-                t = torch.where((t - mark).abs() < ON_GRID, mark, t)
-        return t
+    @property
+    def _marks(self) -> tuple[float, ...]:
+        return tuple(mark for mark in (self._gain.tau_split, self.config.touchdown) if mark is not None)
 
     def _flow_times(self) -> torch.Tensor:
-        return self._snap(flow_times(self.sigmas.detach().cpu(), self.config.invert_sigmas))
+        return flow_times(self.sigmas.detach().cpu(), self.config.invert_sigmas, self._marks)
 
     def _touches_down(self, t: float) -> bool:
         return self.config.touchdown is not None and t >= self.config.touchdown
