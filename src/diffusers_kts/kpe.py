@@ -274,9 +274,9 @@ class KPERecorder:
 
     def trace(self, run: int = -1) -> KPETrace | None:
         """The record so far; reads the device once. Warns once about velocities that were not finite."""
-        if not self.runs or not self.runs[run].steps:
+        r = self.runs[run] if self.runs else None
+        if r is None or r.sigmas is None:
             return None
-        r = self.runs[run]
         sizes = {p.shape[0] for p in r.power}
         if len(sizes) > 1:
             raise RuntimeError(

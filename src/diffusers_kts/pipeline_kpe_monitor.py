@@ -72,7 +72,8 @@ class KPEMonitorPipeline:
         if "__call__" not in cls.__dict__ and issubclass(cls, DiffusionPipeline):
             # so that help() and tab completion show the arguments of the pipeline itself
             monitored = KPEMonitorPipeline.__call__
-            cls.__call__ = functools.wraps(plain_class(cls).__call__)(lambda self, *a, **k: monitored(self, *a, **k))
+            wrap = functools.wraps(plain_class(cls).__call__)
+            setattr(cls, "__call__", wrap(lambda self, *a, **k: monitored(self, *a, **k)))  # noqa: B010 (mypy)
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Any:
@@ -169,7 +170,7 @@ class KPECallback(PipelineCallback):
         return callback_kwargs
 
 
-def plain_class(cls: type) -> type:
+def plain_class(cls: type) -> Any:
     """The pipeline class itself, without the monitor."""
     return next(base for base in cls.__mro__ if not issubclass(base, KPEMonitorPipeline))
 
@@ -205,7 +206,7 @@ def _flow_schedulers(pipeline: Any) -> dict[str, Any]:
 
 
 @functools.cache
-def _recording_class(cls: type) -> type:
+def _recording_class(cls: Any) -> type:
     @functools.wraps(cls.set_timesteps)
     def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> Any:
         result = cls.set_timesteps(self, *args, **kwargs)
@@ -222,7 +223,7 @@ def _recording_class(cls: type) -> type:
         self._kpe_recorder.observe(self.step_index - 1, self.sigmas, model_output, token_dt=token_dt)
         return result
 
-    body = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
+    body: dict[str, Any] = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
     body |= {"set_timesteps": set_timesteps, "step": step}
     if not hasattr(cls, "scale_model_input"):  # Bria calls it on every scheduler that is not exactly the stock class
         body["scale_model_input"] = lambda self, sample, timestep=None: sample
@@ -236,7 +237,7 @@ def _recording(pipeline: Any) -> Iterator[list[KPERecorder]]:
     restore: list[Callable[[], None]] = []
     try:
         for name, scheduler in _flow_schedulers(pipeline).items():
-            if any(scheduler._kpe_recorder is r for r in session if hasattr(scheduler, "_kpe_recorder")):
+            if any(getattr(scheduler, "_kpe_recorder", None) is recorder for recorder in session):
                 continue  # one scheduler under two names
             restore.append(_attach(scheduler, name, session))
         yield session
@@ -246,8 +247,9 @@ def _recording(pipeline: Any) -> Iterator[list[KPERecorder]]:
 
 
 def _attach(scheduler: Any, name: str, session: list[KPERecorder]) -> Callable[[], None]:
-    recorder = getattr(scheduler, "_kpe_recorder", None)
-    if recorder is not None:  # one of ours: it records anyway
+    recorder: KPERecorder
+    if hasattr(scheduler, "_kpe_recorder"):  # one of ours: it records anyway
+        recorder = scheduler._kpe_recorder
         recorder.stream, recorder.session, recorder.runs = name, session, []
 
         def undo() -> None:

@@ -107,6 +107,8 @@ class KTSFlowMatchScheduler(FlowMatchEulerDiscreteScheduler):
             time_shift_type=time_shift_type,
             stochastic_sampling=stochastic_sampling,
         )
+        self.sigmas: torch.Tensor
+        self.timesteps: torch.Tensor
         self._gains: list[float] | None = None
         self._gains_of: torch.Tensor | None = None
         self._kpe_recorder = KPERecorder()
@@ -160,7 +162,7 @@ class KTSFlowMatchScheduler(FlowMatchEulerDiscreteScheduler):
     def set_timesteps(
         self,
         num_inference_steps: int | None = None,
-        device: str | torch.device = None,
+        device: str | torch.device | None = None,
         sigmas: list[float] | None = None,
         mu: float | None = None,
         timesteps: list[float] | None = None,
