@@ -1,0 +1,22 @@
+"""The surface of the package: names, laziness, and the documents that ship with it."""
+
+import subprocess
+import sys
+
+import pytest
+
+import diffusers_kts
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    code = "import sys, diffusers_kts; print(sorted({'torch', 'diffusers', 'numpy', 'matplotlib'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_every_public_name_exists_and_is_documented():
+    for name in diffusers_kts.__all__:
+        value = getattr(diffusers_kts, name)
+        assert name in dir(diffusers_kts)
+        assert not callable(value) or value.__doc__, name
+    with pytest.raises(AttributeError, match="KTSScheduler"):
+        _ = diffusers_kts.KTSScheduler
