@@ -1,6 +1,6 @@
 """What ``import diffusers_kts`` costs beside ``import diffusers``: medians of processes started in turn.
 
-    python benchmarks/import_time.py
+python benchmarks/import_time.py
 """
 
 import statistics

@@ -61,7 +61,7 @@ class DemoSettings:
     output: Path = Path("kts-demo")
     seed: int = 0
     num_samples: int = 64
-    num_steps: int = 50
+    num_steps: int = 100
     guidance_scale: float = 1.0
     shaping: Mapping[str, Any] = field(default_factory=dict)
     touchdown: float = 0.7
@@ -238,8 +238,6 @@ def _draw(pipe: ClassConditionalFlowPipeline, settings: DemoSettings, show_progr
     config, results = pipe.scheduler.config, {}
     samplers = settings.samplers()
     blocks = [range(i, min(i + BATCH_SIZE, settings.num_samples)) for i in range(0, settings.num_samples, BATCH_SIZE)]
-    for name, (_, shaping) in samplers.items():
-        samplers[name][1].update(shaping)
     with tqdm(total=len(samplers) * len(blocks) * settings.num_steps, unit="step", disable=not show_progress) as bar:
         for name, (heading, shaping) in samplers.items():
             bar.set_description(heading)
@@ -260,15 +258,15 @@ def _draw_block(pipe: ClassConditionalFlowPipeline, settings: DemoSettings, bloc
         bar.update()
         return tensors
 
-    images = pipe(
+    drawn: Any = pipe(
         [i % pipe.num_classes for i in block],
         num_inference_steps=settings.num_steps,
         guidance_scale=settings.guidance_scale,
         generator=[torch.Generator().manual_seed(sample_seed(settings.seed, i)) for i in block],
         output_type="pt",
         callback_on_step_end=advance,
-    ).images
-    return images.float().cpu()
+    )
+    return drawn.images.float().cpu()
 
 
 def _summary(settings: DemoSettings, results: dict[str, SamplerResult], notes: list[str]) -> dict[str, Any]:
@@ -330,7 +328,8 @@ def _table(pipe: ClassConditionalFlowPipeline, settings: DemoSettings, results: 
 
 def _draw_pictures(folder: Path, results: dict[str, SamplerResult], training: torch.Tensor | None) -> None:
     by_heading = {result.heading: result for result in results.values()}
-    plot_power({heading: r.trace for heading, r in by_heading.items()}).figure.savefig(folder / "energy.png", dpi=150)
+    power: Any = plot_power({heading: r.trace for heading, r in by_heading.items()}).figure
+    power.savefig(folder / "energy.png", dpi=150)
 
     images, marked = {}, {}
     for heading, r in by_heading.items():

@@ -44,7 +44,7 @@ class ClassConditionalFlowPipeline(DiffusionPipeline):
         transformer: DiTTransformer2DModel,
         scheduler: FlowMatchEulerDiscreteScheduler,
         vae: AutoencoderKL | None = None,
-        id2label: dict[int, str] | None = None,
+        id2label: Any = None,
         guidance_trained: bool = True,
     ):
         super().__init__()

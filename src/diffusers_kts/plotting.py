@@ -39,8 +39,9 @@ def plot_power(traces: Mapping[str, KPETrace], ax: Axes | None = None) -> Axes:
     if not traces:
         raise ValueError("there is no trace to plot; give at least one.")
     if ax is None:
-        ax = Figure(figsize=(8, 5), layout="constrained").add_subplot()
-    below = make_axes_locatable(ax).append_axes("bottom", size="30%", pad=0.12, sharex=ax)
+        ax, below = Figure(figsize=(8, 5), layout="constrained").subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    else:
+        below = make_axes_locatable(ax).append_axes("bottom", size="30%", pad=0.12, sharex=ax)
     for i, (label, trace) in enumerate(traces.items()):
         color, line = STYLES[i % len(STYLES)]
         t = trace.t.numpy()
@@ -81,7 +82,7 @@ def plot_samples(
     count = max(len(batch) for batch in images.values())
     columns = min(columns, count)
     rows = -(-count // columns)
-    figure = Figure(figsize=(4.2 * len(images), 4.2 * rows / columns + 1.1), layout="constrained")
+    figure = Figure(figsize=(4.2 * len(images), 4.2 * rows / columns + 0.9), layout="constrained")
     if title:
         figure.suptitle(title, fontsize=11)
     for axes, (heading, batch) in zip(figure.subplots(1, len(images), squeeze=False)[0], images.items(), strict=True):

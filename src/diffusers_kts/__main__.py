@@ -1,0 +1,5 @@
+"""``python -m diffusers_kts`` is ``kts``."""
+
+from .cli import main
+
+main()
