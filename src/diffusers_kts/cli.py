@@ -80,11 +80,11 @@ def demo(
 
 
 def _report(result: "DemoResult") -> None:
-    table = Table("sampler", "calls", "energy", "early", "late", "F_mem", "95 %", "seconds")
+    table = Table("sampler", "calls", "energy", "early", "late", "F_mem", "95 %", "s")
     for sampler in result.samplers.values():
         energy, f_mem = sampler.trace.path_energy.per_dim, ("unknown", "")
         if sampler.f_mem is not None:
-            interval = f"{100 * sampler.f_mem.low:.1f}-{100 * sampler.f_mem.high:.1f}"
+            interval = f"{100 * sampler.f_mem.low:.0f}-{100 * sampler.f_mem.high:.0f}"
             f_mem = (f"{sampler.f_mem.fraction:.1%}", interval)
         means = [f"{part.nanmean():.4f}" for part in (energy.total, energy.early, energy.late)]
         table.add_row(sampler.heading, str(sampler.trace.num_steps), *means, *f_mem, f"{sampler.seconds:.1f}")

@@ -14,7 +14,6 @@ from diffusers import (
 )
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import VaeImageProcessor
-from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import retrieve_timesteps
 from diffusers.utils.torch_utils import randn_tensor
 
 Labels = int | str | Sequence[int | str] | torch.Tensor
@@ -166,13 +165,14 @@ class ClassConditionalFlowPipeline(DiffusionPipeline):
         device, dtype = self._execution_device, self.transformer.dtype
         labels = self.get_label_ids(class_labels).repeat_interleave(num_images_per_prompt).to(device)
         latents = self.prepare_latents(len(labels), dtype, device, generator, latents)
-        steps = None if sigmas is not None else num_inference_steps
-        timesteps, num_inference_steps = retrieve_timesteps(self.scheduler, steps, device, sigmas=sigmas)
+        steps = {"num_inference_steps": num_inference_steps} if sigmas is None else {"sigmas": sigmas}
+        self.scheduler.set_timesteps(device=device, **steps)
+        timesteps = self.scheduler.timesteps
         self._num_timesteps = len(timesteps)
         if guided:
             labels = torch.cat([labels, torch.full_like(labels, self.num_classes)])
 
-        with self.progress_bar(total=num_inference_steps) as progress_bar:
+        with self.progress_bar(total=len(timesteps)) as progress_bar:
             for i, t in enumerate(timesteps):
                 model_input = torch.cat([latents, latents]) if guided else latents
                 velocity = self.transformer(
