@@ -124,7 +124,8 @@ def train(args: argparse.Namespace) -> DiTTransformer2DModel:
     model.train()
     running, began = [], time.time()
     for update in tqdm(range(start, args.updates), initial=start, total=args.updates, mininterval=30):
-        generator = torch.Generator().manual_seed((args.seed << 32) + update)  # a resumed run draws the same batches
+        # a resumed run draws the same batches; torch's CPU generator reads 32 bits of its seed
+        generator = torch.Generator().manual_seed((args.seed * 1_000_003 + update) % 2**32)
         lr = learning_rate(update, args.updates, args.learning_rate)
         for group in optimizer.param_groups:
             group["lr"] = lr

@@ -134,6 +134,40 @@ def test_bad_input_ends_with_one_sentence_and_code_2(kts, tmp_path, args, words)
     assert not (tmp_path / "kts-demo").exists()
 
 
+def test_a_diverging_sample_spoils_no_other(tmp_path):
+    pipe = ClassConditionalFlowPipeline.from_pretrained(embedded_model())
+    with torch.no_grad():
+        for name, weight in pipe.transformer.named_parameters():
+            if "embedding_table" in name:
+                weight[1] = torch.nan
+    pipe.save_pretrained(tmp_path / "model")
+    images = embedded_model() / "training_images.npz"
+    settings = DemoSettings(str(tmp_path / "model"), tmp_path / "out", num_samples=3, num_steps=2, training_images=images)
+    with pytest.warns(RuntimeWarning, match="not finite for sample 1 from step 0"):
+        result = run_demo(settings, show_progress=False)
+    rows = pd.read_parquet(tmp_path / "out" / "kpe.parquet")
+    assert rows["nonfinite_step"].tolist() == [-1, 0, -1] * 3
+    total = result.summary["samplers"]["euler"]["energy"]["path_energy_total"]
+    assert total["mean"] == pytest.approx(rows["path_energy_total"].iloc[[0, 2]].mean())
+
+
+@pytest.mark.parametrize("package", ["typer", "pyarrow"])
+def test_a_missing_package_names_the_extra(package):
+    code = f"import sys; sys.modules[{package!r}] = None; from diffusers_kts.cli import main; sys.argv[1:] = ['demo']; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2 and f"{package} is missing" in done.stderr and "diffusers-kts[demo]" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_stopping_leaves_nothing(kts, tmp_path, monkeypatch):
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("diffusers_kts.demo._draw", stop)
+    code, _, err = kts("demo")
+    assert code == 130 and "Traceback" not in err and not (tmp_path / "kts-demo").exists()
+
+
 def test_command_is_installed():
     for command in (["-m", "diffusers_kts"], ["-m", "diffusers_kts.cli"]):
         done = subprocess.run([sys.executable, *command, "--version"], capture_output=True, text=True, check=True)

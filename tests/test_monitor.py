@@ -197,6 +197,7 @@ def test_pipelines_keep_working(tmp_path):
         MonitoredSD3.from_pretrained(tmp_path),
         MonitoredSD3(**pipe.components),
         MonitoredSD3.from_pipe(pipe),
+        MonitoredSD3.from_pipe(tiny_sd3_img2img()),
     ):
         assert isinstance(loaded, StableDiffusion3Pipeline)
         loaded.set_progress_bar_config(disable=True)
@@ -204,6 +205,14 @@ def test_pipelines_keep_working(tmp_path):
         assert getattr(loaded, "kpe", None) is not None or type(loaded) is StableDiffusion3Pipeline
     MonitoredSD3(**pipe.components).save_pretrained(tmp_path / "again")
     assert json.loads((tmp_path / "again" / "model_index.json").read_text())["_class_name"] == "StableDiffusion3Pipeline"
+
+
+def test_half_precision_pipelines_stay_so():
+    pipe = tiny_sd3().to(torch.bfloat16)
+    for cls in (KPEMonitorPipeline, MonitoredSD3):
+        monitor = cls.from_pipe(pipe)
+        assert monitor.transformer.dtype == pipe.transformer.dtype == torch.bfloat16
+        assert torch.equal(monitor(**call_kwargs("sd3"))[0], pipe(**call_kwargs("sd3"))[0])
 
 
 def test_offload_hooks_keep_working():

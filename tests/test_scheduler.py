@@ -305,9 +305,11 @@ def test_wrong_calls_are_refused_with_the_remedy():
         ours.step(x, ours.timesteps[0], x)
     with pytest.raises(RuntimeError, match="call set_timesteps"):
         ours.schedule_table()
-    for call in ({}, {"num_inference_steps": 0}):
+    for call in ({}, {"num_inference_steps": 0}, {"num_inference_steps": 2.5}):
         with pytest.raises(ValueError, match="num_inference_steps"):
             ours.set_timesteps(**call)
+    with pytest.raises(ValueError, match="not finite"):
+        ours.set_timesteps(sigmas=[1.0, float("nan")])
     ours.set_timesteps(2)
     with pytest.raises(ValueError, match="integer"):
         ours.step(x, 0, x)

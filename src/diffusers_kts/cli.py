@@ -2,17 +2,33 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+from .presets import PRESETS
 
 if TYPE_CHECKING:
     from .demo import DemoResult
+
+
+def _refuse(sentence: object) -> NoReturn:
+    print(f"kts: {sentence}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _lacks(error: ImportError) -> NoReturn:
+    package = (error.name or "a package").partition(".")[0]
+    _refuse(f'{package} is missing; install what the commands need: pip install "diffusers-kts[demo]"')
+
 
 try:
     import rich
     import typer
     from rich.table import Table
 except ImportError as error:
-    sys.exit(f'kts: the package {error.name} is missing; install the extra: pip install "diffusers-kts[demo]"')
+    _lacks(error)
+
+BALANCED = PRESETS["balanced"]
+SHAPES = "linear, constant or exponential"
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -40,25 +56,17 @@ def demo(
     num_samples: Annotated[int, typer.Option(help="Images per sampler.")] = 64,
     steps: Annotated[int, typer.Option(help="Euler steps.")] = 100,
     guidance_scale: Annotated[float, typer.Option(help="Classifier-free guidance; 1 is off.")] = 1.0,
-    alpha_0: Annotated[float | None, typer.Option(help="KTS: strength of the launch [0.01].")] = None,
-    beta_0: Annotated[float | None, typer.Option(help="KTS: strength of the landing [0.01].")] = None,
-    tau_split: Annotated[float | None, typer.Option(help="KTS: flow time where the landing begins [0.6].")] = None,
-    k: Annotated[float | None, typer.Option("--k", help="KTS: rate of the exponential shapes [3].")] = None,
-    early_schedule: Annotated[str | None, typer.Option(help="KTS: linear, constant or exponential [linear].")] = None,
-    late_schedule: Annotated[str | None, typer.Option(help="KTS: linear, constant or exponential [exponential].")] = None,
+    alpha_0: Annotated[float, typer.Option(help="KTS: strength of the launch.")] = BALANCED["alpha_0"],
+    beta_0: Annotated[float, typer.Option(help="KTS: strength of the landing.")] = BALANCED["beta_0"],
+    tau_split: Annotated[float, typer.Option(help="KTS: flow time where the landing begins.")] = BALANCED["tau_split"],
+    k: Annotated[float, typer.Option("--k", help="KTS: rate of the exponential shapes.")] = BALANCED["k"],
+    early_schedule: Annotated[str, typer.Option(help=f"KTS: {SHAPES}.")] = BALANCED["early_schedule"],
+    late_schedule: Annotated[str, typer.Option(help=f"KTS: {SHAPES}.")] = BALANCED["late_schedule"],
     touchdown: Annotated[float, typer.Option(help="Flow time of the touchdown sampler's last step.")] = 0.7,
     training_images: Annotated[Path | None, typer.Option(help=".npz with the model's training images.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the files of an earlier run.")] = False,
 ) -> None:
     """Draw the same noises with plain Euler, KTS and touchdown; measure, compare and picture them."""
-    shaping = {
-        "alpha_0": alpha_0,
-        "beta_0": beta_0,
-        "tau_split": tau_split,
-        "k": k,
-        "early_schedule": early_schedule,
-        "late_schedule": late_schedule,
-    }
     from diffusers.utils.logging import disable_progress_bar
 
     from .demo import DemoSettings, run_demo
@@ -71,7 +79,14 @@ def demo(
         num_samples=num_samples,
         num_steps=steps,
         guidance_scale=guidance_scale,
-        shaping={name: value for name, value in shaping.items() if value is not None},
+        shaping={
+            "alpha_0": alpha_0,
+            "beta_0": beta_0,
+            "tau_split": tau_split,
+            "k": k,
+            "early_schedule": early_schedule,
+            "late_schedule": late_schedule,
+        },
         touchdown=touchdown,
         training_images=training_images,
         overwrite=overwrite,
@@ -98,9 +113,10 @@ def _report(result: "DemoResult") -> None:
 def main() -> None:
     try:
         app()
+    except ImportError as error:
+        _lacks(error)
     except (ValueError, TypeError, OSError) as error:
-        print(f"kts: {error}", file=sys.stderr)
-        sys.exit(2)
+        _refuse(error)
 
 
 if __name__ == "__main__":

@@ -287,6 +287,7 @@ def _sampler_summary(result: SamplerResult) -> dict[str, Any]:
     for name, energy in (("path_energy", trace.path_energy), ("model_energy", trace.model_energy)):
         for part in ("total", "early", "late"):
             values = getattr(energy, part).double()
+            values = values[values.isfinite()]  # a sample that diverged is marked in kpe.parquet
             energies[f"{name}_{part}"] = {"mean": _number(values.mean()), "median": _number(values.median())}
     f_mem = result.f_mem and asdict(result.f_mem) | {"fraction": result.f_mem.fraction}
     return {
@@ -343,7 +344,8 @@ def _draw_pictures(folder: Path, results: dict[str, SamplerResult], training: to
     if training is not None:
         euler = results["euler"].distances
         assert euler is not None
-        closest = (euler[:, 0] / euler[:, 1]).nan_to_num(0.0).argsort(stable=True)[:NEIGHBOUR_ROWS].tolist()
+        ratios = torch.where(euler[:, 1] == 0, 0.0, euler[:, 0] / euler[:, 1])
+        closest = ratios.argsort(stable=True)[:NEIGHBOUR_ROWS].tolist()
         figure = plot_neighbours(
             closest,
             {heading: r.images for heading, r in by_heading.items()},

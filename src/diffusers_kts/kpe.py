@@ -6,6 +6,7 @@
 
 import copy
 import json
+import math
 import os
 import warnings
 from collections.abc import Mapping
@@ -206,8 +207,8 @@ class KPETrace:
 
 def squared_norm(v: torch.Tensor) -> torch.Tensor:
     """(B,) ``||v||^2`` of a batch, summed in at least fp32 over all dimensions but the first, whatever the layout."""
-    v = v.to(torch.promote_types(v.dtype, torch.float32))
-    return v.square().reshape(v.shape[0], -1).sum(1)
+    squares = v.to(torch.promote_types(v.dtype, torch.float32)).square()
+    return squares.flatten(1).sum(1) if v.ndim > 1 else squares.reshape(-1)
 
 
 def token_intervals(token_sigmas: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
@@ -267,7 +268,7 @@ class KPERecorder:
             v = v * (token_dt / nominal).sqrt()
             power = squared_norm(v)
             gain = torch.where(power > 0, squared_norm(gain * v) / power, 1.0).sqrt()
-        run.sigmas, run.d = sigmas, v[0].numel()
+        run.sigmas, run.d = sigmas, math.prod(v.shape[1:])
         run.steps.append(step_index)
         run.power.append(power)
         run.gains.append(gain)

@@ -86,19 +86,18 @@ class KPEMonitorPipeline:
         Raises:
             TypeError: not a pipeline, or a name that is no component. ValueError: not flow matching.
         """
-        if cls is not KPEMonitorPipeline:
-            return super().from_pipe(pipeline, **kwargs)  # type: ignore[misc]
         if not isinstance(pipeline, DiffusionPipeline):
-            raise TypeError(
-                f"from_pipe got {type(pipeline).__name__}; give a diffusers pipeline, or a path to from_pretrained."
-            )
+            given = type(pipeline).__name__
+            raise TypeError(f"from_pipe got {given}; give a diffusers pipeline, or a path to from_pretrained.")
+        if cls is not KPEMonitorPipeline and not isinstance(pipeline, plain_class(cls)):  # of another kind: diffusers converts
+            return super().from_pipe(pipeline, **kwargs)  # type: ignore[misc]
         unknown = sorted(set(kwargs) - set(pipeline.components))
         if unknown:
             raise TypeError(
                 f"{type(pipeline).__name__} has no component {unknown[0]!r}; it has {', '.join(pipeline.components)}."
             )
         monitor = copy.copy(pipeline)
-        monitor.__class__ = _monitored_class(plain_class(type(pipeline)))
+        monitor.__class__ = _monitored_class(plain_class(type(pipeline))) if cls is KPEMonitorPipeline else cls
         for name, component in kwargs.items():
             setattr(monitor, name, component)
         _flow_schedulers(monitor)

@@ -17,7 +17,7 @@ from .kpe import KPETrace
 from .memorization import THRESHOLD
 
 # Okabe and Ito's colours, which the colour-blind tell apart; the line style says the same again
-STYLES = (("#000000", "-"), ("#0072B2", "--"), ("#D55E00", "-"), ("#009E73", "-."), ("#CC79A7", ":"))
+STYLES = (("#000000", "-"), ("#0072B2", "--"), ("#D55E00", "-."), ("#009E73", (0, (5, 1, 1, 1, 1, 1))), ("#CC79A7", ":"))
 MARK = "#D55E00"
 
 
@@ -49,13 +49,15 @@ def plot_power(traces: Mapping[str, KPETrace], ax: Axes | None = None) -> Axes:
         low, median, high = np.nanquantile(np.where(np.isfinite(power), power, np.nan), (0.1, 0.5, 0.9), axis=0)
         ax.fill_between(t, _hold(low), _hold(high), step="post", color=color, alpha=0.13, linewidth=0)
         ax.step(t, _hold(median), where="post", color=color, linestyle=line, label=label, linewidth=1.6)
+        if trace.settings.get("touchdown") is not None:
+            ax.plot(t[-2], median[-1], "o", color=color, markersize=5)  # from here one step to the end
         eta = trace.gains.numpy()
         below.step(t, _hold(eta if eta.ndim == 1 else np.median(eta, 0)), where="post", color=color, linestyle=line)
     for tau in sorted({trace.tau_split for trace in traces.values()}):
         for axes in (ax, below):
             axes.axvline(tau, color="0.45", linewidth=1, linestyle=":")
         ax.text(tau, 0.98, f" tau_split = {tau:g}", color="0.35", va="top", transform=ax.get_xaxis_transform(), fontsize=9)
-    ax.set(ylabel="power, (speed of the sample)²", title="Kinetic power along the path (median, 10-90 % band)", ylim=(0, None))
+    ax.set(ylabel="power (squared speed of a sample)", title="Power along the path (median, 10-90 % band)", ylim=(0, None))
     ax.tick_params(labelbottom=False)
     ax.legend(frameon=False, fontsize=9)
     below.set(xlim=(0, 1), xlabel="flow time t   (0 noise, 1 image)", ylabel="gain eta")
@@ -82,7 +84,7 @@ def plot_samples(
     count = max(len(batch) for batch in images.values())
     columns = min(columns, count)
     rows = -(-count // columns)
-    figure = Figure(figsize=(4.2 * len(images), 4.2 * rows / columns + 0.9), layout="constrained")
+    figure = Figure(figsize=(4.2 * len(images), 4.2 * rows / columns + 0.75), layout="constrained")
     if title:
         figure.suptitle(title, fontsize=11)
     for axes, (heading, batch) in zip(figure.subplots(1, len(images), squeeze=False)[0], images.items(), strict=True):

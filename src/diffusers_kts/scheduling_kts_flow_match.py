@@ -3,6 +3,7 @@
 import difflib
 import inspect
 import math
+from numbers import Integral
 from typing import Any, Literal
 
 import torch
@@ -170,9 +171,13 @@ class KTSFlowMatchScheduler(FlowMatchEulerDiscreteScheduler):
         """As the parent's; also cuts the schedule at the touchdown, computes the gains, and begins a new energy record."""
         if num_inference_steps is None and sigmas is None and timesteps is None:
             raise ValueError("set_timesteps got nothing to go by; give num_inference_steps, sigmas or timesteps.")
-        if num_inference_steps is not None and num_inference_steps < 1:
-            raise ValueError(f"num_inference_steps is {num_inference_steps}; give at least 1.")
+        if num_inference_steps is not None and not (isinstance(num_inference_steps, Integral) and num_inference_steps >= 1):
+            raise ValueError(f"num_inference_steps is {num_inference_steps!r}; give a whole number of at least 1.")
         super().set_timesteps(num_inference_steps, "cpu", sigmas, mu, timesteps)  # the gains are read on the host
+        if not torch.isfinite(self.sigmas).all():
+            raise ValueError(
+                f"the schedule has noise levels that are not finite ({self.sigmas.tolist()}); check sigmas and mu."
+            )
         self._cut_at_touchdown()
         self._gains = self._compute_gains()
         self.sigmas = self.sigmas.to(device)
