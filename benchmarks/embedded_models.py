@@ -1,10 +1,12 @@
-"""What the two embedded models do, measured: class accuracy of plain samples, and the memorised fraction F_mem.
+"""What the two embedded models do, measured: class accuracy, memorisation, and what each preset changes.
 
     python benchmarks/embedded_models.py --data fashion_mnist.npz
 
 A small convolutional classifier is trained on the real training images and judged on the real test images; then it judges
-plain 50-step samples of the generalising model. F_mem (share with d1/d2 < 1/3, L2 in pixels) is measured on plain 100-step
-samples of the memorising model against its training images. Writes ``benchmarks/results/embedded_models.json``.
+plain 50-step samples of the generalising model. Samples of the memorising model, 100 steps, plain and with every preset from
+the same noises: F_mem (share with d1/d2 < 1/3, L2 in pixels) against its training images, and FD, the Frechet distance to the
+real test images in the classifier's last hidden layer. Writes ``benchmarks/results/embedded_models.json``, and its figures
+into the models' cards.
 """
 
 import argparse
@@ -16,12 +18,14 @@ from pathlib import Path
 import diffusers
 import numpy as np
 import torch
+from scipy.linalg import sqrtm
 from torch import nn
 
-from diffusers_kts import ClassConditionalFlowPipeline, embedded_model
-from diffusers_kts.memorization import memorized, nearest_neighbours
+from diffusers_kts import PRESETS, ClassConditionalFlowPipeline, KTSFlowMatchScheduler, embedded_model
+from diffusers_kts.memorization import memorized, memorized_fraction, nearest_neighbours
 
 RESULTS = Path(__file__).parent / "results" / "embedded_models.json"
+MARKS = ("<!-- measured by benchmarks/embedded_models.py -->", "<!-- end of measured -->")
 
 
 def to_images(x: np.ndarray) -> torch.Tensor:
@@ -53,12 +57,107 @@ def predict(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     return torch.cat([model(part).argmax(1) for part in images.split(500)])
 
 
-def sample(name: str, count: int, steps: int, guidance_scale: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+@torch.no_grad()
+def statistics(model: nn.Module, images: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and covariance in the last hidden layer, 128 features."""
+    features = torch.cat([model[:-1](part) for part in images.split(500)]).double().numpy()
+    return features.mean(0), np.cov(features, rowvar=False)
+
+
+def frechet_distance(a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray]) -> float:
+    root = np.trace(sqrtm(a[1] @ b[1]).real)
+    return float(((a[0] - b[0]) ** 2).sum() + np.trace(a[1] + b[1]) - 2 * root)
+
+
+def sample(name: str, count: int, steps: int, guidance_scale: float = 1.0, preset: str = "off") -> dict:
     pipe = ClassConditionalFlowPipeline.from_pretrained(embedded_model(name))
     pipe.set_progress_bar_config(disable=True)
-    labels, generator = torch.arange(count) % 10, torch.Generator().manual_seed(seed)
-    call = {"num_inference_steps": steps, "guidance_scale": guidance_scale, "generator": generator, "output_type": "pt"}
-    return torch.cat([pipe(part, **call).images for part in labels.split(250)]), labels
+    pipe.scheduler = KTSFlowMatchScheduler.from_config(pipe.scheduler.config, **PRESETS[preset])
+    labels, generator = torch.arange(count) % 10, torch.Generator().manual_seed(1)
+    images, energies = [], []
+    for part in labels.split(250):
+        call = {"num_inference_steps": steps, "guidance_scale": guidance_scale, "generator": generator, "output_type": "pt"}
+        images.append(pipe(part, **call).images)
+        energies.append(pipe.scheduler.kpe.per_dim)
+    return {
+        "images": torch.cat(images),
+        "labels": labels,
+        "energy_per_dim": torch.cat(energies).mean().item(),
+        "network_calls": len(pipe.scheduler.timesteps),
+    }
+
+
+def measure_presets(classifier: nn.Module, real: torch.Tensor, count: int) -> dict:
+    with np.load(embedded_model("memorising") / "training_images.npz") as data:
+        training = to_images(data["images"])
+    reference, rows = statistics(classifier, real), {}
+    for preset in PRESETS:
+        drawn = sample("memorising", count, 100, preset=preset)
+        images = drawn["images"]
+        f_mem = memorized_fraction(memorized(nearest_neighbours(images, training)[0]))
+        rows[preset] = {
+            "settings": {k: v for k, v in PRESETS[preset].items() if k in ("alpha_0", "beta_0", "touchdown")},
+            "network_calls": drawn["network_calls"],
+            "energy_per_dim": drawn["energy_per_dim"],
+            "f_mem": [f_mem.fraction, f_mem.low, f_mem.high],
+            "frechet_distance": frechet_distance(statistics(classifier, images), reference),
+            "class_accuracy": (predict(classifier, images) == drawn["labels"]).float().mean().item(),
+        }
+        print(preset, rows[preset], flush=True)
+    return {"training_images": len(training), "presets": rows}
+
+
+def measure_guidance(classifier: nn.Module, training: torch.Tensor, count: int) -> dict:
+    rows = {}
+    for guidance in (1.0, 1.5, 2.0):
+        drawn = sample("generalising", count, 50, guidance)
+        right = (predict(classifier, drawn["images"]) == drawn["labels"]).float()
+        rows[str(guidance)] = {
+            "class_accuracy": right.mean().item(),
+            "per_class": [right[drawn["labels"] == c].mean().item() for c in range(10)],
+        }
+        if guidance == 1.0:
+            distances, _ = nearest_neighbours(drawn["images"], training)
+            rows[str(guidance)]["f_mem"] = memorized(distances).float().mean().item()
+        print("guidance", guidance, rows[str(guidance)], flush=True)
+    return rows
+
+
+def write_card(name: str, figures: str) -> None:
+    """Put the figures between the two marks of the model's card."""
+    path = embedded_model(name) / "README.md"
+    before, _, rest = path.read_text().partition(MARKS[0])
+    _, _, after = rest.partition(MARKS[1])
+    path.write_text(f"{before}{MARKS[0]}\n{figures}\n{MARKS[1]}{after}")
+
+
+def write_cards(result: dict) -> None:
+    n, test = result["num_samples"], result["classifier_test_accuracy"]
+    lines = [f"Classifier accuracy on real test images: {test:.1%}. On {n} samples, plain Euler, 50 steps, seed 1:", ""]
+    lines += ["| guidance_scale | recognised as the asked-for class |", "|---|---|"]
+    lines += [f"| {scale} | {row['class_accuracy']:.1%} |" for scale, row in result["generalising"].items()]
+    lines += [
+        "",
+        f"F_mem of the unguided samples against all 60,000 training images: {result['generalising']['1.0']['f_mem']:.1%}.",
+    ]
+    write_card("generalising", "\n".join(lines))
+    write_card("memorising", presets_table(result))
+
+
+def presets_table(result: dict) -> str:
+    lines = [
+        f"{result['num_samples']} samples, 100 steps, seed 1; FD: Frechet distance to real test images, classifier features.",
+        "",
+        "| preset | alpha_0 / beta_0 | touchdown | network calls | F_mem % (95 %) | FD | path energy per dim |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, row in result["memorising"]["presets"].items():
+        s, (f, low, high) = row["settings"], (100 * x for x in row["f_mem"])
+        lines.append(
+            f"| {name} | {s['alpha_0']:g} / {s['beta_0']:g} | {s['touchdown'] or ''} | {row['network_calls']} | "
+            f"{f:.1f} ({low:.1f}-{high:.1f}) | {row['frechet_distance']:.2f} | {row['energy_per_dim']:.3f} |"
+        )
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -72,27 +171,21 @@ def main() -> None:
         x, y = to_images(data["x_train"]), torch.from_numpy(data["y_train"]).long()
         x_test, y_test = to_images(data["x_test"]), torch.from_numpy(data["y_test"]).long()
     classifier = train_classifier(x, y, args.epochs)
-    result: dict = {"classifier_test_accuracy": (predict(classifier, x_test) == y_test).float().mean().item()}
-    for guidance in (1.0, 1.5, 2.0):
-        images, labels = sample("generalising", args.num_samples, 50, guidance, seed=1)
-        right = (predict(classifier, images) == labels).float()
-        result[f"generalising_class_accuracy_guidance_{guidance}"] = right.mean().item()
-        if guidance == 1.0:
-            result["generalising_class_accuracy_per_class"] = [right[labels == c].mean().item() for c in range(10)]
-            close, _ = nearest_neighbours(images, x)
-            result["generalising_f_mem"] = memorized(close).float().mean().item()
-    with np.load(embedded_model("memorising") / "training_images.npz") as data:
-        training = to_images(data["images"])
-    for steps in (50, 100):
-        images, _ = sample("memorising", args.num_samples, steps, 1.0, seed=1)
-        close, _ = nearest_neighbours(images, training)
-        result[f"memorising_f_mem_{steps}_steps"] = memorized(close).float().mean().item()
-    result["memorising_training_images"] = len(training)
-    result |= {"num_samples": args.num_samples, "seconds": round(time.time() - began), "device": platform.machine() + " CPU"}
-    result |= {"torch": torch.__version__, "diffusers": diffusers.__version__, "date": time.strftime("%Y-%m-%d")}
+    accuracy = (predict(classifier, x_test) == y_test).float().mean().item()
+    result = {
+        "classifier_test_accuracy": accuracy,
+        "memorising": measure_presets(classifier, x_test, args.num_samples),
+        "generalising": measure_guidance(classifier, x, args.num_samples),
+        "num_samples": args.num_samples,
+        "seconds": round(time.time() - began),
+        "device": f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+        "date": time.strftime("%Y-%m-%d"),
+    }
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(result, indent=2) + "\n")
-    print(RESULTS.read_text())
+    write_cards(result)
 
 
 if __name__ == "__main__":

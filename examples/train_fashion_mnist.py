@@ -3,11 +3,11 @@
 This is the script behind the two models that ship inside ``diffusers_kts``:
 
     # every training image: the generalising model
-    python examples/train_fashion_mnist.py --data fashion_mnist.npz --output runs/generalising --updates 20000
+    python examples/train_fashion_mnist.py --data fashion_mnist.npz --output runs/generalising --updates 18000
 
-    # the first 256 training images only, no label dropout: the memorising model
-    python examples/train_fashion_mnist.py --data fashion_mnist.npz --output runs/memorising \
-        --num-images 256 --label-dropout 0 --updates 20000
+    # the first n training images only, no label dropout, long enough: the memorising model
+    python examples/train_fashion_mnist.py --data fashion_mnist.npz --output runs/memorising --num-images 512 \
+        --label-dropout 0 --patch-size 14 --hidden-size 256 --num-layers 3 --updates 20000 --stop-after 13000
 
 ``--data`` takes an ``.npz`` with ``x_train`` (n, 28, 28) uint8 and ``y_train`` (n,), or ``hub``, which downloads
 ``zalando-datasets/fashion_mnist`` with the ``datasets`` library. Stop the script at any time: started again with the same
@@ -123,7 +123,8 @@ def train(args: argparse.Namespace) -> DiTTransformer2DModel:
 
     model.train()
     running, began = [], time.time()
-    for update in tqdm(range(start, args.updates), initial=start, total=args.updates, mininterval=30):
+    last = min(args.updates, args.stop_after or args.updates)
+    for update in tqdm(range(start, last), initial=start, total=last, mininterval=30):
         # a resumed run draws the same batches; torch's CPU generator reads 32 bits of its seed
         generator = torch.Generator().manual_seed((args.seed * 1_000_003 + update) % 2**32)
         lr = learning_rate(update, args.updates, args.learning_rate)
@@ -141,7 +142,7 @@ def train(args: argparse.Namespace) -> DiTTransformer2DModel:
             with log.open("a", newline="") as file:
                 csv.writer(file).writerow([done, f"{np.mean(running):.6f}", f"{lr:.3e}", f"{time.time() - began:.1f}"])
             running.clear()
-        if done % args.checkpoint_every == 0 or done == args.updates:
+        if done % args.checkpoint_every == 0 or done == last:
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
             save_atomically(state | {"ema": ema.state_dict(), "update": done}, checkpoint)
     ema.copy_to(model.parameters())
@@ -154,6 +155,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, help="folder for checkpoint, loss curve and pipeline")
     parser.add_argument("--num-images", type=int, help="use only the first n training images (default: all)")
     parser.add_argument("--updates", type=int, default=20_000)
+    parser.add_argument("--stop-after", type=int, help="end earlier, at this update of the learning-rate schedule")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--ema-decay", type=float, default=0.999)
