@@ -104,6 +104,7 @@ def test_a_late_start_is_marked():
     trace = scheduler.kpe
     assert trace.late_start and trace.t_start == pytest.approx(1 - float(scheduler.sigmas[4]))
     assert trace.num_steps == 6 and len(trace.sigmas) == 7
+    assert "2 samples, 6 steps" in repr(trace) and "late start" in repr(trace)
 
 
 def test_a_velocity_that_is_not_finite_is_told_once_and_stays_with_its_sample():

@@ -14,6 +14,8 @@ from diffusers import (
     DDIMScheduler,
     DiffusionPipeline,
     FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    FlowMatchLCMScheduler,
     FluxPipeline,
     StableDiffusion3Pipeline,
 )
@@ -139,6 +141,18 @@ def test_kpe_callback_without_a_record_says_what_to_do():
         tiny_sd3()(**call_kwargs("sd3", callback_on_step_end=KPECallback()))
     with pytest.raises(TypeError, match="on_step"):
         KPECallback("plot")
+
+
+@pytest.mark.parametrize("cls", [FlowMatchHeunDiscreteScheduler, FlowMatchLCMScheduler])
+def test_other_flow_schedulers_are_observed_too(cls):
+    pipe = tiny_sd3()
+    pipe.scheduler = cls()
+    torch.manual_seed(0)  # LCM's own noise comes from the global generator
+    plain = pipe(**call_kwargs("sd3"))[0]
+    monitor = KPEMonitorPipeline.from_pipe(pipe)
+    torch.manual_seed(0)
+    assert torch.equal(monitor(**call_kwargs("sd3"))[0], plain)
+    assert type(pipe.scheduler) is cls and float(monitor.kpe.model_energy.total) > 0
 
 
 def test_scheduler_is_restored_when_the_run_fails():

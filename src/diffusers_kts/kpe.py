@@ -38,7 +38,7 @@ class Energy:
         return Energy(self.total / self.d, self.early / self.d, self.late / self.d, 1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False, eq=False)
 class KPETrace:
     """The energy record of one run.
 
@@ -74,6 +74,13 @@ class KPETrace:
 
     def __len__(self) -> int:
         return self.power.shape[0]
+
+    def __repr__(self) -> str:
+        late = ", a late start" if self.late_start else ""
+        return (
+            f"<KPETrace of {self.settings.get('scheduler', 'a scheduler')}: {len(self)} samples, {self.num_steps} steps "
+            f"from t = {self.t_start:.3g} to {float(self.t[-1]):.3g}{late}; mean energy per dim {self.per_dim.nanmean():.4g}>"
+        )
 
     @property
     def num_steps(self) -> int:
