@@ -136,6 +136,14 @@ def test_a_run_begins_at_set_timesteps():
         assert scheduler.kpe.power.shape == (batch, steps)
 
 
+def test_another_batch_size_is_another_run():
+    scheduler = KTSFlowMatchScheduler()
+    scheduler.set_timesteps(3)
+    for batch, timestep in zip((2, 5, 5), scheduler.timesteps, strict=True):
+        scheduler.step(torch.ones(batch, 2), timestep, torch.ones(batch, 2))
+    assert scheduler.kpe.power.shape == (5, 2) and scheduler.kpe.late_start
+
+
 def test_copies_record_for_themselves():
     scheduler = KTSFlowMatchScheduler()
     scheduler.set_timesteps(2)
@@ -187,7 +195,6 @@ def test_records_of_batches_join():
 
 
 def test_tables():
-    pytest.importorskip("pandas")
     trace = measure(torch.randn(3, 4), lambda x, t: x, 6, alpha_0=0.2)
     rows = trace.to_pandas()
     assert len(rows) == 3 and rows["path_energy_total"].tolist() == trace.path_energy.total.tolist()

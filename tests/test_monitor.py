@@ -20,12 +20,28 @@ from diffusers import (
     StableDiffusion3Pipeline,
 )
 from diffusers.callbacks import MultiPipelineCallbacks
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
 from tiny_pipelines import TINY, call_kwargs, tiny_flux, tiny_sd3, tiny_sd3_img2img
 
 from diffusers_kts import PRESETS, KPECallback, KPEMonitorPipeline, KTSFlowMatchScheduler, save_with_stock_scheduler
 
 
 class MonitoredSD3(KPEMonitorPipeline, StableDiffusion3Pipeline):
+    pass
+
+
+class Noted:
+    note = "of the user"
+
+
+class NotedSD3(KPEMonitorPipeline, Noted, StableDiffusion3Pipeline):
+    def __call__(self, *args, **kwargs):
+        self.note = "called"
+        return super().__call__(*args, **kwargs)
+
+
+class DerivedSD3(NotedSD3):
     pass
 
 
@@ -229,8 +245,31 @@ def test_half_precision_pipelines_stay_so():
         assert torch.equal(monitor(**call_kwargs("sd3"))[0], pipe(**call_kwargs("sd3"))[0])
 
 
+def test_classes_of_the_user_keep_their_own_call(tmp_path):
+    plain = tiny_sd3()(**call_kwargs("sd3"))[0]
+    derived = DerivedSD3.from_pipe(tiny_sd3())
+    assert torch.equal(derived(**call_kwargs("sd3"))[0], plain)
+    assert derived.note == "called" and derived.kpe.num_steps == 4
+    derived.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "model_index.json").read_text())["_class_name"] == "StableDiffusion3Pipeline"
+
+
+def test_lora_adapters_act_under_the_monitor(tmp_path):
+    pipe = tiny_sd3()
+    plain = pipe(**call_kwargs("sd3"))[0]
+    pipe.transformer.add_adapter(LoraConfig(r=2, lora_alpha=2, init_lora_weights=False, target_modules=["to_q", "to_v"]))
+    layers = get_peft_model_state_dict(pipe.transformer)
+    StableDiffusion3Pipeline.save_lora_weights(tmp_path, transformer_lora_layers=layers)
+    adapted = pipe(**call_kwargs("sd3"))[0]
+    assert not torch.allclose(adapted, plain)
+    monitor = KPEMonitorPipeline.from_pipe(tiny_sd3())
+    monitor.load_lora_weights(tmp_path)
+    torch.testing.assert_close(monitor(**call_kwargs("sd3"))[0], adapted, atol=1e-5, rtol=1e-5)
+    monitor.unload_lora_weights()
+    torch.testing.assert_close(monitor(**call_kwargs("sd3"))[0], plain, atol=1e-5, rtol=1e-5)
+
+
 def test_offload_hooks_keep_working():
-    pytest.importorskip("accelerate")
     monitor = KPEMonitorPipeline.from_pipe(tiny_sd3())
     plain = tiny_sd3()(**call_kwargs("sd3"))[0]
     monitor.enable_model_cpu_offload(device="cpu")

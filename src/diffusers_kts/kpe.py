@@ -275,6 +275,9 @@ class KPERecorder:
             v = v * (token_dt / nominal).sqrt()
             power = squared_norm(v)
             gain = torch.where(power > 0, squared_norm(gain * v) / power, 1.0).sqrt()
+        if run.power and run.power[-1].shape != power.shape:  # another batch without set_timesteps
+            self.begin(run.settings, run.tau_split, run.invert_sigmas)
+            run = self.runs[-1]
         run.sigmas, run.d = sigmas, math.prod(v.shape[1:])
         run.steps.append(step_index)
         run.power.append(power)
@@ -285,11 +288,6 @@ class KPERecorder:
         r = self.runs[run] if self.runs else None
         if r is None or r.sigmas is None:
             return None
-        sizes = {p.shape[0] for p in r.power}
-        if len(sizes) > 1:
-            raise RuntimeError(
-                f"the batch size changed within one run ({sorted(sizes)}); call set_timesteps before each batch."
-            )
         power = torch.stack(r.power, 1).cpu()
         steps = torch.tensor([*r.steps, r.steps[-1] + 1])
         sigmas = r.sigmas.detach().cpu()

@@ -75,7 +75,7 @@ class KPEMonitorPipeline:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if "__call__" not in cls.__dict__ and issubclass(cls, DiffusionPipeline):
+        if cls.__call__ is KPEMonitorPipeline.__call__ and issubclass(cls, DiffusionPipeline):
             # so that help() and tab completion show the arguments of the pipeline itself
             monitored = KPEMonitorPipeline.__call__
             wrap = functools.wraps(plain_class(cls).__call__)
@@ -128,7 +128,7 @@ class KPEMonitorPipeline:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         with _recording(self) as recorders:
             try:
-                output = plain_class(type(self)).__call__(self, *args, **kwargs)
+                output = super().__call__(*args, **kwargs)  # type: ignore[misc]
             finally:
                 self.kpe_traces = [trace for recorder in recorders for trace in recorder.traces()]
                 main = [trace for trace in self.kpe_traces if trace.stream == "scheduler"] or self.kpe_traces
@@ -177,7 +177,7 @@ class KPECallback(PipelineCallback):
 
 def plain_class(cls: type) -> Any:
     """The pipeline class itself, without the monitor."""
-    return next(base for base in cls.__mro__ if not issubclass(base, KPEMonitorPipeline))
+    return next(b for b in cls.__mro__ if issubclass(b, DiffusionPipeline) and not issubclass(b, KPEMonitorPipeline))
 
 
 @functools.cache
