@@ -28,6 +28,7 @@ import torch
 from diffusers import DiTTransformer2DModel, FlowMatchEulerDiscreteScheduler
 from diffusers.models.embeddings import LabelEmbedding
 from diffusers.training_utils import EMAModel
+from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
 from diffusers_kts import ClassConditionalFlowPipeline
@@ -145,6 +146,14 @@ def train(args: argparse.Namespace) -> DiTTransformer2DModel:
         if done % args.checkpoint_every == 0 or done == last:
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
             save_atomically(state | {"ema": ema.state_dict(), "update": done}, checkpoint)
+        if args.snapshot_every and done % args.snapshot_every == 0:
+            ema.store(model.parameters())
+            ema.copy_to(model.parameters())
+            weights = {name: value.half() for name, value in model.state_dict().items()}
+            ema.restore(model.parameters())
+            folder = args.output / "snapshots"
+            folder.mkdir(exist_ok=True)
+            save_file(weights, folder / f"update-{done:06d}.safetensors")
     ema.copy_to(model.parameters())
     return model.eval()
 
@@ -166,6 +175,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--log-every", type=int, default=100)
     parser.add_argument("--checkpoint-every", type=int, default=1000)
+    parser.add_argument("--snapshot-every", type=int, help="also keep the averaged weights at these updates, in snapshots/")
     return parser.parse_args()
 
 

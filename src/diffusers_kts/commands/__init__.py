@@ -1,0 +1,1 @@
+"""The commands of ``kts``, one a file: each parses its options, calls the job, prints the outcome."""
