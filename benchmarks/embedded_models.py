@@ -18,11 +18,11 @@ from pathlib import Path
 import diffusers
 import numpy as np
 import torch
-from scipy.linalg import sqrtm
 from torch import nn
 
 from diffusers_kts import PRESETS, ClassConditionalFlowPipeline, KTSFlowMatchScheduler, embedded_model
-from diffusers_kts.memorization import memorized, memorized_fraction, nearest_neighbours
+from diffusers_kts.frechet import FeatureStatistics, frechet_distance
+from diffusers_kts.memorization import measure_memorization
 
 RESULTS = Path(__file__).parent / "results" / "embedded_models.json"
 MARKS = ("<!-- measured by benchmarks/embedded_models.py -->", "<!-- end of measured -->")
@@ -58,15 +58,9 @@ def predict(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def statistics(model: nn.Module, images: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and covariance in the last hidden layer, 128 features."""
-    features = torch.cat([model[:-1](part) for part in images.split(500)]).double().numpy()
-    return features.mean(0), np.cov(features, rowvar=False)
-
-
-def frechet_distance(a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray]) -> float:
-    root = np.trace(sqrtm(a[1] @ b[1]).real)
-    return float(((a[0] - b[0]) ** 2).sum() + np.trace(a[1] + b[1]) - 2 * root)
+def statistics(model: nn.Module, images: torch.Tensor) -> FeatureStatistics:
+    """Of the last hidden layer, 128 features."""
+    return FeatureStatistics.of(torch.cat([model[:-1](part) for part in images.split(500)]))
 
 
 def sample(name: str, count: int, steps: int, guidance_scale: float = 1.0, preset: str = "off") -> dict:
@@ -94,7 +88,7 @@ def measure_presets(classifier: nn.Module, real: torch.Tensor, count: int) -> di
     for preset in PRESETS:
         drawn = sample("memorising", count, 100, preset=preset)
         images = drawn["images"]
-        f_mem = memorized_fraction(memorized(nearest_neighbours(images, training)[0]))
+        f_mem = measure_memorization(images, training).f_mem
         rows[preset] = {
             "settings": {k: v for k, v in PRESETS[preset].items() if k in ("alpha_0", "beta_0", "touchdown")},
             "network_calls": drawn["network_calls"],
@@ -117,8 +111,7 @@ def measure_guidance(classifier: nn.Module, training: torch.Tensor, count: int) 
             "per_class": [right[drawn["labels"] == c].mean().item() for c in range(10)],
         }
         if guidance == 1.0:
-            distances, _ = nearest_neighbours(drawn["images"], training)
-            rows[str(guidance)]["f_mem"] = memorized(distances).float().mean().item()
+            rows[str(guidance)]["f_mem"] = measure_memorization(drawn["images"], training).f_mem.fraction
         print("guidance", guidance, rows[str(guidance)], flush=True)
     return rows
 

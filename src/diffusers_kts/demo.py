@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from . import __version__
 from .kpe import KPETrace
-from .memorization import MemorizedFraction, memorized, memorized_fraction, nearest_neighbours
+from .memorization import MemorizedFraction, measure_memorization, memorized
 from .models import NAMES, embedded_model
 from .pipeline_flow_class_conditional import ClassConditionalFlowPipeline
 from .pipeline_kpe_monitor import load_pipeline
@@ -135,8 +135,8 @@ def run_demo(settings: DemoSettings, show_progress: bool = True) -> DemoResult:
             )
         else:
             for result in results.values():
-                result.distances, result.indices = nearest_neighbours(result.images, training)
-                result.f_mem = memorized_fraction(memorized(result.distances))
+                found = measure_memorization(result.images, training)
+                result.distances, result.indices, result.f_mem = found.distances, found.indices, found.f_mem
         summary = _summary(settings, results, notes)
         _draw_pictures(partial, results, training)
         pq.write_table(_table(pipe, settings, results), partial / "kpe.parquet")
