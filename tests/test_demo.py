@@ -10,7 +10,8 @@ import torch
 from tiny_pipelines import tiny_sd3
 
 from diffusers_kts import ClassConditionalFlowPipeline, KTSFlowMatchScheduler, __version__, cli, embedded_model
-from diffusers_kts.demo import FILES, DemoSettings, run_demo, sample_seed
+from diffusers_kts.demo import FILES, DemoSettings, run_demo
+from diffusers_kts.seeding import sample_seed
 
 SMALL = ["--num-samples", "3", "--steps", "5"]
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -28,6 +27,8 @@ from .pipeline_kpe_monitor import load_pipeline
 from .plotting import plot_neighbours, plot_power, plot_samples
 from .presets import PRESETS
 from .scheduling_kts_flow_match import KTSFlowMatchScheduler
+from .seeding import sample_generators, sample_seed
+from .training_images import brief, load_images
 
 BATCH_SIZE = 64
 FILES = ("samples.png", "energy.png", "neighbours.png", "kpe.parquet", "summary.json")
@@ -49,8 +50,8 @@ class DemoSettings:
         shaping (`Mapping`): settings of the KTS sampler, over those of ``PRESETS["balanced"]``; ``tau_split`` divides early
             from late energy for every sampler.
         touchdown (`float`): flow time at which the touchdown sampler makes its one last step.
-        training_images (`Path`, *optional*): ``.npz`` with ``images`` (or ``x_train``), uint8, (n, H, W) or (n, H, W, 3);
-            by default the ``training_images.npz`` that lies beside the model, if there is one.
+        training_images (`Path`, *optional*): a file or folder that `training_images.load_images` reads; by default the
+            ``training_images.npz`` that lies beside the model, if there is one.
         overwrite (`bool`): whether the five files may replace those of an earlier run; other files are left alone.
 
     Raises:
@@ -144,12 +145,6 @@ def run_demo(settings: DemoSettings, show_progress: bool = True) -> DemoResult:
     return DemoResult(results, summary, [p for name in FILES if (p := settings.output / name).exists()], notes)
 
 
-def sample_seed(seed: int, index: int) -> int:
-    """The seed of the `torch.Generator` of one sample. torch's CPU generator reads 32 bits only; within a run no two are
-    equal, and runs with different seeds share none of their first million."""
-    return (seed * 1_000_003 + index) % 2**32
-
-
 def _check_output(settings: DemoSettings) -> None:
     output = settings.output
     if output.exists() and not output.is_dir():
@@ -170,19 +165,15 @@ def _load_model(model: str) -> tuple[ClassConditionalFlowPipeline, Path]:
     try:
         name = json.loads((folder / "model_index.json").read_text())["_class_name"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"model {model!r} has no readable model_index.json ({_brief(error)}); {remedy}.") from error
+        raise ValueError(f"model {model!r} has no readable model_index.json ({brief(error)}); {remedy}.") from error
     if name != ClassConditionalFlowPipeline.__name__:
         raise ValueError(f"model {model!r} is a {name}, which this demo cannot draw from; {remedy}.")
     try:
         pipe = load_pipeline(folder)
     except Exception as error:  # whatever a damaged folder makes diffusers, safetensors or torch raise
-        raise ValueError(f"model {model!r} cannot be loaded ({_brief(error)}); {remedy}.") from error
+        raise ValueError(f"model {model!r} cannot be loaded ({brief(error)}); {remedy}.") from error
     pipe.set_progress_bar_config(disable=True)
     return pipe, folder
-
-
-def _brief(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def _image_shape(pipe: ClassConditionalFlowPipeline) -> tuple[int, int, int]:
@@ -194,21 +185,7 @@ def _training_images(settings: DemoSettings, folder: Path, shape: tuple[int, int
     path = settings.training_images or folder / "training_images.npz"
     if settings.training_images is None and not path.exists():
         return None
-    remedy = "give an .npz file with uint8 'images', (n, H, W) or (n, H, W, 3)"
-    try:
-        with np.load(path) as archive:
-            images = archive["images" if "images" in archive else "x_train"]
-    except Exception as error:  # a damaged archive raises anything from BadZipFile to zlib.error
-        raise ValueError(f"the training images in {path} cannot be read ({_brief(error)}); {remedy}.") from error
-    if images.dtype != np.uint8 or images.ndim not in (3, 4) or len(images) < 2:
-        raise ValueError(f"the training images in {path} are {images.dtype} {images.shape}; {remedy} and n >= 2.")
-    tensor = torch.from_numpy(images).float() / 255
-    tensor = tensor[:, None] if images.ndim == 3 else tensor.permute(0, 3, 1, 2)
-    if tensor.shape[1:] != shape:
-        raise ValueError(
-            f"the training images in {path} are {tuple(tensor.shape[1:])}, the model draws {shape}; give its own."
-        )
-    return tensor
+    return load_images(path, shape)
 
 
 @contextmanager
@@ -262,7 +239,7 @@ def _draw_block(pipe: ClassConditionalFlowPipeline, settings: DemoSettings, bloc
         [i % pipe.num_classes for i in block],
         num_inference_steps=settings.num_steps,
         guidance_scale=settings.guidance_scale,
-        generator=[torch.Generator().manual_seed(sample_seed(settings.seed, i)) for i in block],
+        generator=sample_generators(settings.seed, block),
         output_type="pt",
         callback_on_step_end=advance,
     )

@@ -1,0 +1,82 @@
+"""Training images from a file or a folder, as the float images that samples are compared with."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+
+
+def load_images(path: Path, shape: tuple[int, int, int], resize: bool = False) -> torch.Tensor:
+    """(n, C, H, W) float images in [0, 1] of the ``shape`` (C, H, W) that samples have.
+
+    Args:
+        path (`Path`): ``.npz`` with ``images`` (or ``x_train``) or ``.npy``, uint8, (n, H, W) or (n, H, W, 3); or a folder of
+            pictures, read in the order of their paths, turned into grey or RGB, cropped to the middle and scaled.
+        shape (`tuple[int, int, int]`): one or three channels, height, width.
+        resize (`bool`, defaults to False): whether an array of another size may be cropped and scaled as pictures are.
+
+    Raises:
+        ValueError: unreadable, fewer than two images, of another type, or of another shape.
+    """
+    if path.is_dir():
+        return _folder(path, shape)
+    remedy = "give an .npz file with uint8 'images', or an .npy file, (n, H, W) or (n, H, W, 3), or a folder of pictures"
+    try:
+        data = np.load(path)
+        images = data if isinstance(data, np.ndarray) else data["images" if "images" in data else "x_train"]
+    except Exception as error:  # a damaged archive raises anything from BadZipFile to zlib.error
+        raise ValueError(f"the training images in {path} cannot be read ({brief(error)}); {remedy}.") from error
+    if images.dtype != np.uint8 or images.ndim not in (3, 4) or len(images) < 2:
+        raise ValueError(f"the training images in {path} are {images.dtype} {images.shape}; {remedy} and n >= 2.")
+    tensor = torch.from_numpy(images).float() / 255
+    tensor = tensor[:, None] if images.ndim == 3 else tensor.permute(0, 3, 1, 2)
+    if resize and tensor.shape[1] == shape[0]:
+        tensor = resized(tensor, shape[1:])
+    if tensor.shape[1:] != shape:
+        raise ValueError(
+            f"the training images in {path} are {tuple(tensor.shape[1:])}, the model draws {tuple(shape)}; give its own."
+        )
+    return tensor
+
+
+def resized(images: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
+    """(B, C, H, W) images cropped to the middle and scaled to ``size``; the same images where they have it."""
+    height, width = images.shape[2:]
+    if (height, width) == tuple(size):
+        return images
+    scale = min(height / size[0], width / size[1])
+    h, w = round(size[0] * scale), round(size[1] * scale)
+    top, left = (height - h) // 2, (width - w) // 2
+    cropped = images[:, :, top : top + h, left : left + w]
+    return torch.nn.functional.interpolate(cropped, size=size, mode="bilinear", antialias=True).clamp(0, 1)
+
+
+def _folder(path: Path, shape: tuple[int, int, int]) -> torch.Tensor:
+    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+    if len(files) < 2:
+        raise ValueError(f"{path} holds {len(files)} pictures ({', '.join(SUFFIXES)}); give a folder with at least two.")
+    images = np.empty((len(files), *shape[1:], *([3] if shape[0] == 3 else [])), np.uint8)
+    for i, file in enumerate(files):
+        try:
+            with Image.open(file) as picture:
+                images[i] = _picture(picture, shape)
+        except Exception as error:  # a damaged picture raises anything
+            raise ValueError(f"{file} cannot be read as a picture ({brief(error)}); repair or remove it.") from error
+    tensor = torch.from_numpy(images).float().div_(255)
+    return tensor[:, None] if shape[0] == 1 else tensor.permute(0, 3, 1, 2)
+
+
+def _picture(picture: Any, shape: tuple[int, int, int]) -> np.ndarray:
+    picture = ImageOps.exif_transpose(picture).convert("L" if shape[0] == 1 else "RGB")
+    if picture.size != (shape[2], shape[1]):
+        picture = ImageOps.fit(picture, (shape[2], shape[1]), Image.Resampling.BILINEAR)
+    return np.asarray(picture)
+
+
+def brief(error: Exception) -> str:
+    """The first line of what went wrong."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
