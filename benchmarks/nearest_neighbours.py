@@ -48,10 +48,8 @@ def main() -> None:
         training, samples = (torch.from_numpy(data[key]).float().div_(255) for key in ("x_train", "x_test"))
     print(f"{platform.machine()} CPU, {torch.get_num_threads()} threads, torch {torch.__version__}")
     measured("images loaded", lambda: None)
-    model = EmpiricalVelocity(training[:, None])
     noise, timestep = torch.randn(64, 1, 28, 28), torch.tensor(500.0)
-    measured("one call of EmpiricalVelocity, batch 64", lambda: model(noise, timestep))
-    del model
+    measured("one call of EmpiricalVelocity, batch 64", lambda: EmpiricalVelocity(training[:, None])(noise, timestep))
     distinct, _ = measured("distinct training images", lambda: distinct_images(training))
     print(f"  {len(distinct)} of {len(training)}")
     measured(f"{len(samples)} samples, nearest_neighbours", lambda: nearest_neighbours(samples, training))

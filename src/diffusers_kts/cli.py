@@ -17,6 +17,7 @@ def _lacks(error: ImportError) -> NoReturn:
 try:
     import typer
 
+    from .commands.audit import audit
     from .commands.demo import demo
 except ImportError as error:
     _lacks(error)
@@ -40,6 +41,7 @@ def kts(
 
 
 app.command()(demo)
+app.command()(audit)
 
 
 def main() -> None:

@@ -2,12 +2,9 @@
 
 import json
 import math
-import os
 import platform
-import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +26,7 @@ from .presets import PRESETS
 from .scheduling_kts_flow_match import KTSFlowMatchScheduler
 from .seeding import sample_generators, sample_seed
 from .training_images import brief, load_images
+from .written_together import written_together
 
 BATCH_SIZE = 64
 FILES = ("samples.png", "energy.png", "neighbours.png", "kpe.parquet", "summary.json")
@@ -127,7 +125,7 @@ def run_demo(settings: DemoSettings, show_progress: bool = True) -> DemoResult:
     _check_output(settings)
     pipe, folder = _load_model(settings.model)
     training = _training_images(settings, folder, _image_shape(pipe))
-    with _written_together(settings.output) as partial:
+    with written_together(settings.output, FILES) as partial:
         results = _draw(pipe, settings, show_progress)
         notes = []
         if training is None:
@@ -186,29 +184,6 @@ def _training_images(settings: DemoSettings, folder: Path, shape: tuple[int, int
     if settings.training_images is None and not path.exists():
         return None
     return load_images(path, shape)
-
-
-@contextmanager
-def _written_together(output: Path) -> Iterator[Path]:
-    """A hidden folder inside ``output``, whose files move up when the block is done; if it fails, nothing has happened."""
-    existed = output.exists()
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        holder = tempfile.TemporaryDirectory(prefix=".partial-", dir=output)
-    except OSError as error:
-        raise OSError(f"cannot write to {output} ({error.strerror}); give another folder with --output.") from error
-    try:
-        with holder as partial:
-            yield Path(partial)
-            for name in FILES:
-                if (Path(partial) / name).exists():
-                    os.replace(Path(partial) / name, output / name)
-                else:
-                    (output / name).unlink(missing_ok=True)  # of an earlier run
-    except BaseException:
-        if not existed:
-            output.rmdir()
-        raise
 
 
 def _draw(pipe: ClassConditionalFlowPipeline, settings: DemoSettings, show_progress: bool) -> dict[str, SamplerResult]:

@@ -114,6 +114,7 @@ def plot_neighbours(
     distances: Mapping[str, torch.Tensor],
     indices: Mapping[str, torch.Tensor],
     title: str = "",
+    threshold: float = THRESHOLD,
 ) -> Figure:
     """Samples, one a row; for every sampler the image drawn, its two nearest training images, and d1/d2.
 
@@ -123,6 +124,7 @@ def plot_neighbours(
         training (`torch.Tensor`, (n, C, H, W) in [0, 1]): the training images.
         distances, indices (`Mapping[str, torch.Tensor]`, each (B, 2)): from `nearest_neighbours`, by heading.
         title (`str`): above everything.
+        threshold (`float`, defaults to 1/3): ratio below which a sample is framed as memorised.
     """
     figure = Figure(figsize=(3.6 * len(images), 1.12 * len(rows) + 1.1), layout="constrained")
     if title:
@@ -138,10 +140,10 @@ def plot_neighbours(
                 axes.imshow(_pixels(image), interpolation="nearest")
                 axes.set_axis_off()
             ratio = d1 / d2 if d2 else 0.0
-            if ratio < THRESHOLD:
+            if ratio < threshold:
                 height, width = batch.shape[-2:]
                 line[0].add_patch(_frame(0, 0, width, height))
-            color = MARK if ratio < THRESHOLD else "0.35"
+            color = MARK if ratio < threshold else "0.35"
             line[0].text(-0.08, 0.5, f"{ratio:.2f}", transform=line[0].transAxes, ha="right", va="center", color=color)
     return figure
 

@@ -1,0 +1,86 @@
+"""What an audit's figures allow to say, in plain words."""
+
+from collections.abc import Mapping
+
+from scipy.stats import norm
+
+from .audit_measures import Findings
+from .audit_sampling import CONTROLS
+from .memorization import PairedDifference, paired_difference
+
+COMPARISONS = 2 + len(CONTROLS)
+LEVEL = 0.05 / COMPARISONS
+SHORT = {
+    "euler": "plain",
+    "kts": "KTS",
+    "touchdown": "touchdown",
+    "even": "the same displacement spread evenly",
+    "noise": "the plain sample with as much noise",
+    "finished": "KTS finished with its missing displacement",
+}
+
+
+def verdict(found: Mapping[str, Findings]) -> list[str]:
+    """Sentences for the reader. Significant means: exact McNemar test on the pairs of the same noises, p below .05 after
+    Bonferroni's correction for the comparisons made here."""
+    plain, kts, touchdown = found["euler"], found["kts"], found["touchdown"]
+    low, high = f"{plain.f_mem.low:.1%}", f"{plain.f_mem.high:.1%}"
+    sentences = [
+        f"Plain sampling repeats the training set in {_share(plain)} of its samples ({plain.f_mem.count} of {plain.f_mem.n}; "
+        f"95 % interval {low} to {high})."
+    ]
+    sentences.append(_change("KTS", kts))
+    if kts.against_plain and kts.against_plain.p_value < LEVEL and kts.against_plain.difference < 0:
+        sentences.append(_against_controls(found))
+    sentences.append(
+        f"{_change('Touchdown', touchdown)} It makes {touchdown.network_calls} network calls, plain sampling "
+        f"{plain.network_calls}."
+    )
+    distances = ", ".join(f"{SHORT[name]} {found[name].frechet_distance:.4g}" for name in ("euler", "kts", "touchdown"))
+    sentences.append(f"In quality, by Frechet distance (lower is better, no interval): {distances}.")
+    sentences.append(_trajectories(plain))
+    return sentences
+
+
+def _change(name: str, findings: Findings) -> str:
+    change = findings.against_plain
+    assert change is not None
+    figures = f"{100 * change.difference:+.1f} points, 95 % interval {100 * change.low:+.1f} to {100 * change.high:+.1f}"
+    figures += f", p = {change.p_value:.2g}"
+    if change.p_value >= LEVEL:
+        return f"{name} shows no significant difference: {_share(findings)} ({figures})."
+    return f"{name} {'lowers' if change.difference < 0 else 'raises'} that share to {_share(findings)} ({figures})."
+
+
+def _against_controls(found: Mapping[str, Findings]) -> str:
+    kts = found["kts"].memorization.is_memorized
+    beaten: list[str] = []
+    not_beaten: list[str] = []
+    for name in CONTROLS:
+        difference: PairedDifference = paired_difference(kts, found[name].memorization.is_memorized)
+        lower = difference.p_value < LEVEL and difference.difference < 0
+        (beaten if lower else not_beaten).append(f"{SHORT[name]} ({_share(found[name])})")
+    if not not_beaten:
+        return f"That is significantly less than every control leaves: {', '.join(beaten)}."
+    rest = f" It is significantly less than {', '.join(beaten)}." if beaten else ""
+    return (
+        f"But it is not significantly less than {', '.join(not_beaten)}: what these keep of KTS may be all there is to the "
+        f"fall.{rest}"
+    )
+
+
+def _trajectories(plain: Findings) -> str:
+    if not plain.separations:
+        return "Whether trajectories tell memorised samples cannot be said: plain sampling has only one of the two kinds."
+    name, best = max(plain.separations.items(), key=lambda item: abs(item[1].auc - 0.5))
+    tried = len(plain.separations)
+    low, high = best.interval(float(norm.isf(0.025 / tried)))
+    figures = f"AUC {best.auc:.2f}, interval {low:.2f} to {high:.2f}, corrected for {tried} statistics tried"
+    if low <= 0.5 <= high:
+        return f"No statistic of the plain trajectories tells memorised samples from others (best: {name}, {figures})."
+    kind = "higher" if best.auc > 0.5 else "lower"
+    return f"In plain trajectories, {name} tells memorised samples best: it is {kind} in them ({figures})."
+
+
+def _share(findings: Findings) -> str:
+    return f"{findings.f_mem.fraction:.1%}"

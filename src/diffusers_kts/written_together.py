@@ -1,0 +1,35 @@
+"""Files of a job that appear in its folder all at once, or not at all."""
+
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def written_together(output: Path, names: Sequence[str]) -> Iterator[Path]:
+    """A hidden folder inside ``output``, whose files ``names`` move up when the block is done, in place of those of an earlier
+    run; if it fails, nothing has happened.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    existed = output.exists()
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        holder = tempfile.TemporaryDirectory(prefix=".partial-", dir=output)
+    except OSError as error:
+        raise OSError(f"cannot write to {output} ({error.strerror}); give another folder with --output.") from error
+    try:
+        with holder as partial:
+            yield Path(partial)
+            for name in names:
+                if (Path(partial) / name).exists():
+                    os.replace(Path(partial) / name, output / name)
+                else:
+                    (output / name).unlink(missing_ok=True)  # of an earlier run
+    except BaseException:
+        if not existed:
+            output.rmdir()
+        raise
