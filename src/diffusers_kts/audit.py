@@ -170,10 +170,12 @@ def run_audit(settings: AuditSettings, show_progress: bool = True) -> AuditResul
     manifest = _manifest(settings, folder, space, model, training, real)
     _begin(settings, manifest)
     with tqdm(unit="step", disable=not show_progress) as bar:
-        images, traces = _draw_missing(model, settings, shape, bar)
+        images, traces, late_changes = _draw_missing(model, settings, shape, bar)
     with tqdm(desc="measuring", total=len(SAMPLERS), unit="sampler", disable=not show_progress) as bar:
         yardsticks = Yardsticks.of(training, real, space, settings.neighbours == "features")
-        findings = measure(images, traces, yardsticks, settings.headings(), settings.threshold, settings.seed, bar.update)
+        findings = measure(
+            images, traces, late_changes, yardsticks, settings.headings(), settings.threshold, settings.seed, bar.update
+        )
     notes = _notes(settings, model, space, findings, training, yardsticks)
     words = verdict(findings)
     report = {
@@ -264,8 +266,9 @@ def _begin(settings: AuditSettings, manifest: dict[str, Any]) -> None:
 
 def _draw_missing(
     model: AuditModel, settings: AuditSettings, shape: tuple[int, int, int], bar: tqdm
-) -> tuple[dict[str, torch.Tensor], dict[str, KPETrace]]:
-    """All samples (uint8 steps in float, as a picture file has them) and records, drawn where they are not there yet."""
+) -> tuple[dict[str, torch.Tensor], dict[str, KPETrace], dict[str, torch.Tensor]]:
+    """All samples (uint8 steps in float, as a picture file has them), records and late changes of the data estimate, by
+    sampler; drawn where they are not there yet."""
     size, count = settings.batch_size, settings.num_samples
     blocks = [range(start, min(start + size, count)) for start in range(0, count, size)]
     bar.total = len(blocks) * DRAWN * settings.num_steps
@@ -289,8 +292,11 @@ def _draw_missing(
         else:
             bar.update(DRAWN * settings.num_steps)
         whole.append(held)
-    images = {name: torch.cat([held[0][name] for held in whole]).float() / 255 for name in SAMPLERS}
-    return images, {name: KPETrace.cat([held[1][name] for held in whole]) for name in whole[0][1]}
+    images = {name: torch.cat([held[name].images for held in whole]).float() / 255 for name in SAMPLERS}
+    own = [name for name, batch in whole[0].items() if batch.trace is not None]
+    traces = {name: KPETrace.cat([trace for held in whole if (trace := held[name].trace) is not None]) for name in own}
+    late = {name: torch.cat([late for held in whole if (late := held[name].late_change) is not None]) for name in own}
+    return images, traces, late
 
 
 def _write(path: Path, batches: Mapping[str, Batch]) -> None:
@@ -299,7 +305,9 @@ def _write(path: Path, batches: Mapping[str, Batch]) -> None:
     partial = path.with_name(f".partial-{path.name}")
     partial.mkdir()
     pixels = {name: (255 * batch.images.nan_to_num(0)).round().to(torch.uint8).contiguous() for name, batch in batches.items()}
+    late = {name: batch.late_change for name, batch in batches.items() if batch.late_change is not None}
     (partial / "images.safetensors").write_bytes(save(pixels))
+    (partial / "late_change.safetensors").write_bytes(save(late))
     for name, batch in batches.items():
         if batch.trace is not None:
             batch.trace.save(partial / f"{name}.kpe.safetensors")
@@ -307,14 +315,14 @@ def _write(path: Path, batches: Mapping[str, Batch]) -> None:
     os.replace(partial, path)
 
 
-def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, KPETrace]] | None:
-    """A block's images (uint8) and records; None if it is missing or damaged."""
+def _read(path: Path) -> dict[str, Batch] | None:
+    """A block as it was written, images in uint8; None if it is missing or damaged."""
     try:
-        images = load_file(path / "images.safetensors")
-        traces = {name: KPETrace.load(file) for name in SAMPLERS if (file := path / f"{name}.kpe.safetensors").exists()}
-    except (OSError, ValueError, SafetensorError):
+        images, late = load_file(path / "images.safetensors"), load_file(path / "late_change.safetensors")
+        traces = {name: KPETrace.load(path / f"{name}.kpe.safetensors") for name in late}
+        return {name: Batch(images[name], traces.get(name), late.get(name)) for name in SAMPLERS}
+    except (OSError, ValueError, KeyError, SafetensorError):
         return None
-    return (images, traces) if set(images) == set(SAMPLERS) and len(traces) == DRAWN else None
 
 
 def _notes(

@@ -14,7 +14,7 @@ from .plotting import MARK, STYLES
 
 def plot_shares(found: Mapping[str, Findings], labels: Mapping[str, str]) -> Figure:
     """F_mem of every sampler with its exact 95 % interval, and plain sampling's interval as a band."""
-    figure = Figure(figsize=(7.5, 0.42 * len(found) + 0.9), layout="constrained")
+    figure = Figure(figsize=(6.4, 0.36 * len(found) + 0.9), layout="constrained")
     ax = figure.subplots()
     plain = found["euler"].f_mem
     ax.axvspan(100 * plain.low, 100 * plain.high, color="0.92", linewidth=0)
@@ -61,7 +61,7 @@ def plot_groups(plain: Findings) -> Figure:
         values = plain.statistics[name]
         finite = values.isfinite()
         false, true, _ = roc_curve(memorized[finite].numpy(), values[finite].numpy())
-        color, line = STYLES[i % len(STYLES)] if i < len(STYLES) else ("0.45", "-")
+        color, line = STYLES[i] if i < len(STYLES) else ("0.45", ("-", "--")[i % 2])
         right.plot(false, true, color=color, linestyle=line, linewidth=1.5, label=f"{name}, AUC {separation.auc:.2f}")
     right.set(
         xlabel="other samples above the limit", ylabel="memorised samples above it", title="ROC of trajectory statistics"

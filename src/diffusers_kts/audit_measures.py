@@ -34,6 +34,7 @@ STATISTICS: dict[str, Callable[[KPETrace], torch.Tensor]] = {
     "peak power": lambda trace: trace.path_power.amax(1),
     "last power": lambda trace: trace.path_power[:, -1],
 }
+LATE_CHANGE = "late change of the data estimate"
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,9 @@ class Findings:
                     energies[part] = dict(zip(("p10", "median", "p90"), values.quantile(_DECILES).tolist(), strict=True))
         return {
             "heading": self.heading,
-            "shaping": self.trace.settings if self.trace is not None else None,
+            "shaping": {key: value for key, value in self.trace.settings.items() if key != "scheduler"}
+            if self.trace
+            else None,
             "network_calls": self.network_calls,
             "net_displacement": self.net_displacement,
             "f_mem": vars(self.f_mem) | {"fraction": self.f_mem.fraction, "bootstrap": list(self.bootstrap)},
@@ -132,6 +135,7 @@ class Yardsticks:
 def measure(
     images: Mapping[str, torch.Tensor],
     traces: Mapping[str, KPETrace],
+    late_changes: Mapping[str, torch.Tensor],
     yardsticks: Yardsticks,
     headings: Mapping[str, str],
     threshold: float,
@@ -148,6 +152,8 @@ def measure(
         memorization = yardsticks.memorization(images[name], features, threshold)
         plain = found.get("euler")
         statistics = {key: statistic(trace) for key, statistic in STATISTICS.items()} if trace is not None else {}
+        if name in late_changes:
+            statistics[LATE_CHANGE] = late_changes[name]
         found[name] = Findings(
             headings[name],
             images[name],

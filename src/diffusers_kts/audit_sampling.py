@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .controls import finished, last_velocity, spread_evenly, with_equal_noise
+from .controls import finished, spread_evenly, with_equal_noise
 from .kpe import KPETrace
 from .pipeline_flow_class_conditional import ClassConditionalFlowPipeline
 from .pipeline_kpe_monitor import is_flow_matching, load_pipeline
@@ -17,6 +17,7 @@ from .scheduling_kts_flow_match import KTSFlowMatchScheduler
 from .seeding import sample_generators
 from .training_images import brief, resized
 
+LATE = 0.8
 DECODING_STEPS = 2  # a single step leaves a schedule with a terminal shift (LTX) undefined
 SAMPLERS = {
     "euler": "plain Euler",
@@ -29,20 +30,46 @@ SAMPLERS = {
 CONTROLS = ("even", "noise", "finished")
 
 
+class ObservedScheduler(KTSFlowMatchScheduler):
+    """`KTSFlowMatchScheduler` that keeps its last velocity and adds up how far the data estimate still moves late in the run
+    (ours): ``late_change`` (B,) is the sum of ``||x1_hat(t_i) - x1_hat(t_{i-1})||`` over ``t_i > 0.8``, NaN without steps
+    there. Paths to memorised images settle early.
+    """
+
+    velocity: torch.Tensor
+    late_change: torch.Tensor
+    _estimate: torch.Tensor | None = None
+
+    def step(self, model_output: Any, timestep: Any, sample: Any, *args: Any, **kwargs: Any) -> Any:
+        result = super().step(model_output, timestep, sample, *args, **kwargs)
+        index = self.step_index - 1
+        # as a touchdown goes, whichever way sigmas run
+        estimate = sample.float() + (self.sigmas[-1] - self.sigmas[index]) * model_output.float()
+        if self._estimate is None:
+            self.late_change = torch.full((len(sample),), torch.nan, device=sample.device)
+        elif self._flow_times()[index] > LATE:
+            moved = (estimate - self._estimate).flatten(1).norm(dim=1)
+            self.late_change = self.late_change.nan_to_num(0) + moved
+        self._estimate, self.velocity = estimate, model_output
+        return result
+
+
 @dataclass
 class Batch:
-    """What one sampler drew: images (b, C, H, W) in [0, 1], and the energies, except of samples made from others."""
+    """What one sampler drew: images (b, C, H, W) in [0, 1], and, except of samples made from others, the energies and the
+    late change of the data estimate (b,)."""
 
     images: torch.Tensor
-    trace: KPETrace | None
+    trace: KPETrace | None = None
+    late_change: torch.Tensor | None = None
 
 
 @dataclass
 class _Drawn:
     images: torch.Tensor
+    latents: torch.Tensor
+    scheduler: ObservedScheduler
     trace: KPETrace
-    before: torch.Tensor | None  # the last step
-    after: torch.Tensor
 
 
 class AuditModel:
@@ -119,25 +146,27 @@ class AuditModel:
         drawn: dict[str, _Drawn] = {}
         batches: dict[str, Batch] = {}
 
-        def run(name: str, shaping: dict[str, Any]) -> list[torch.Generator]:
+        def sample(name: str, shaping: dict[str, Any]) -> list[torch.Generator]:
             generators = sample_generators(seed, block)
             drawn[name] = self._draw(block, generators, num_steps, shaping, lambda: advance(name, 1))
-            batches[name] = Batch(resized(drawn[name].images, size), drawn[name].trace)
-            advance(name, num_steps - drawn[name].trace.num_steps)  # a touchdown takes fewer
+            run = drawn[name]
+            batches[name] = Batch(resized(run.images, size), run.trace, run.scheduler.late_change.cpu())
+            advance(name, num_steps - run.trace.num_steps)  # a touchdown takes fewer
             return generators
 
         # the plain run leaves each sample's generator behind its starting noise: what comes next is new
-        generators = run("euler", shapings["euler"])
-        run("kts", shapings["kts"])
-        run("touchdown", shapings["touchdown"])
+        generators = sample("euler", shapings["euler"])
+        sample("kts", shapings["kts"])
+        sample("touchdown", shapings["touchdown"])
         kts = drawn["kts"]
         gains, sigmas = kts.trace.gains, kts.trace.sigmas
-        run("even", spread_evenly(gains, sigmas))
-        ends = {"noise": with_equal_noise(drawn["euler"].after, kts.after, generators)}
-        assert kts.before is not None
-        ends["finished"] = finished(kts.after, last_velocity(kts.before, kts.after, gains, sigmas), gains, sigmas)
+        sample("even", spread_evenly(gains, sigmas))
+        ends = {
+            "noise": with_equal_noise(drawn["euler"].latents, kts.latents, generators),
+            "finished": finished(kts.latents, kts.scheduler.velocity, gains, sigmas),
+        }
         for name, latents in ends.items():
-            batches[name] = Batch(resized(self._decode(block, latents), size), None)
+            batches[name] = Batch(resized(self._decode(block, latents), size))
         return batches
 
     def _draw(
@@ -151,16 +180,16 @@ class AuditModel:
         latents: list[torch.Tensor] = []
 
         def keep(pipe: Any, step: int, timestep: Any, tensors: dict) -> dict:
-            latents[:] = [*latents[-1:], tensors["latents"]]
+            latents[:] = [tensors["latents"]]
             advance()
             return tensors
 
-        self.pipe.scheduler = KTSFlowMatchScheduler.from_config(self.config, **shaping)
+        scheduler = self.pipe.scheduler = ObservedScheduler.from_config(self.config, **shaping)
         images = self._call(block, generators, num_steps, keep)
-        trace = self.pipe.scheduler.kpe
+        trace = scheduler.kpe
         if trace is None or len(trace) != len(block):
             raise ValueError(f"{self.name} made {0 if trace is None else len(trace)} paths for {len(block)} samples.")
-        return _Drawn(images, trace, latents[0] if len(latents) == 2 else None, latents[-1])
+        return _Drawn(images, latents[0], scheduler, trace)
 
     def _decode(self, block: range, latents: torch.Tensor) -> torch.Tensor:
         """Images of given latents, by the pipeline itself: a short call whose every result is replaced."""

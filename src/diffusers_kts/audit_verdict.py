@@ -6,18 +6,11 @@ from scipy.stats import norm
 
 from .audit_measures import Findings
 from .audit_sampling import CONTROLS
-from .memorization import PairedDifference, paired_difference
+from .memorization import paired_difference
 
 COMPARISONS = 2 + len(CONTROLS)
 LEVEL = 0.05 / COMPARISONS
-SHORT = {
-    "euler": "plain",
-    "kts": "KTS",
-    "touchdown": "touchdown",
-    "even": "the same displacement spread evenly",
-    "noise": "the plain sample with as much noise",
-    "finished": "KTS finished with its missing displacement",
-}
+SHORT = {"euler": "plain", "kts": "KTS", "touchdown": "touchdown"}
 
 
 def verdict(found: Mapping[str, Findings]) -> list[str]:
@@ -31,12 +24,12 @@ def verdict(found: Mapping[str, Findings]) -> list[str]:
     ]
     sentences.append(_change("KTS", kts))
     if kts.against_plain and kts.against_plain.p_value < LEVEL and kts.against_plain.difference < 0:
-        sentences.append(_against_controls(found))
+        sentences += _against_controls(found)
     sentences.append(
         f"{_change('Touchdown', touchdown)} It makes {touchdown.network_calls} network calls, plain sampling "
         f"{plain.network_calls}."
     )
-    distances = ", ".join(f"{SHORT[name]} {found[name].frechet_distance:.4g}" for name in ("euler", "kts", "touchdown"))
+    distances = ", ".join(f"{label} {found[name].frechet_distance:.4g}" for name, label in SHORT.items())
     sentences.append(f"In quality, by Frechet distance (lower is better, no interval): {distances}.")
     sentences.append(_trajectories(plain))
     return sentences
@@ -52,21 +45,34 @@ def _change(name: str, findings: Findings) -> str:
     return f"{name} {'lowers' if change.difference < 0 else 'raises'} that share to {_share(findings)} ({figures})."
 
 
-def _against_controls(found: Mapping[str, Findings]) -> str:
-    kts = found["kts"].memorization.is_memorized
-    beaten: list[str] = []
-    not_beaten: list[str] = []
-    for name in CONTROLS:
-        difference: PairedDifference = paired_difference(kts, found[name].memorization.is_memorized)
-        lower = difference.p_value < LEVEL and difference.difference < 0
-        (beaten if lower else not_beaten).append(f"{SHORT[name]} ({_share(found[name])})")
-    if not not_beaten:
-        return f"That is significantly less than every control leaves: {', '.join(beaten)}."
-    rest = f" It is significantly less than {', '.join(beaten)}." if beaten else ""
-    return (
-        f"But it is not significantly less than {', '.join(not_beaten)}: what these keep of KTS may be all there is to the "
-        f"fall.{rest}"
+def _against_controls(found: Mapping[str, Findings]) -> list[str]:
+    """What each control says about a fall of F_mem under KTS."""
+    kts, even, noise, whole = (found[name] for name in ("kts", *CONTROLS))
+    shape = (
+        "significantly below it, so its shape counts"
+        if _below(kts, even)
+        else "not significantly below it, so its shape may add nothing"
     )
+    blur = (
+        "significantly below it, so that is not all"
+        if _below(kts, noise)
+        else "not significantly below it, so that may be all"
+    )
+    outlasts = (
+        "still significantly below plain sampling, so not all of the fall comes from stopping early"
+        if _below(whole, found["euler"])
+        else "not significantly below plain sampling: stopping early, which leaves noise, may be all of the fall"
+    )
+    return [
+        f"The same net displacement spread evenly leaves {_share(even)}; KTS is {shape}.",
+        f"Noise as strong as KTS's change, added to the plain sample, leaves {_share(noise)}; KTS is {blur}.",
+        f"Moved on by the displacement it lacks, KTS is at {_share(whole)}, {outlasts}.",
+    ]
+
+
+def _below(a: Findings, b: Findings) -> bool:
+    change = paired_difference(a.memorization.is_memorized, b.memorization.is_memorized)
+    return change.p_value < LEVEL and change.difference < 0
 
 
 def _trajectories(plain: Findings) -> str:

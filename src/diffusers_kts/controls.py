@@ -75,7 +75,7 @@ def finished(shaped: torch.Tensor, velocity: torch.Tensor, gains: torch.Tensor, 
 
     Args:
         shaped (`torch.Tensor`, (B, ...)): the end of the shaped run, latents where there are any.
-        velocity (`torch.Tensor`, (B, ...)): the network's last output, ``dx/dsigma``; see `last_velocity`.
+        velocity (`torch.Tensor`, (B, ...)): the network's last output, ``dx/dsigma``.
         gains (`torch.Tensor`, (N,)), sigmas (`torch.Tensor`, (N + 1,)): of the run's `KPETrace`.
 
     Raises:
@@ -84,16 +84,3 @@ def finished(shaped: torch.Tensor, velocity: torch.Tensor, gains: torch.Tensor, 
     missing = (1 - net_displacement(gains, sigmas)) * float(sigmas[-1].double() - sigmas[0].double())
     dtype = torch.promote_types(shaped.dtype, torch.float32)
     return (shaped.to(dtype) + missing * velocity.to(dtype)).to(shaped.dtype)
-
-
-def last_velocity(before: torch.Tensor, after: torch.Tensor, gains: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
-    """The network's last output ``dx/dsigma``, from the samples before and after the last step (a callback sees these).
-
-    Raises:
-        ValueError: the last gain is 0, so the last step tells nothing.
-    """
-    step = float(gains[-1]) * float(sigmas[-1].double() - sigmas[-2].double())
-    if not step:
-        raise ValueError("the last step had gain 0 and moved nothing; give a smaller beta_0.")
-    dtype = torch.promote_types(after.dtype, torch.float32)
-    return (after.to(dtype) - before.to(dtype)) / step

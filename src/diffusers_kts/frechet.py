@@ -4,6 +4,7 @@ A number of either kind means something only beside others in the same space wit
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -18,6 +19,13 @@ class FeatureStatistics:
 
     mean: np.ndarray
     covariance: np.ndarray
+
+    @cached_property
+    def root(self) -> np.ndarray:
+        """(d, d) symmetric root of the covariance."""
+        values, vectors = eigh(self.covariance)
+        values[values < len(values) * np.finfo(float).eps * values[-1]] = 0  # rounding noise, whose root would not be small
+        return (vectors * np.sqrt(values)) @ vectors.T
 
     @classmethod
     def of(cls, features: torch.Tensor) -> "FeatureStatistics":
@@ -51,15 +59,9 @@ def frechet_distance(a: FeatureStatistics | torch.Tensor, b: FeatureStatistics |
     a, b = (s if isinstance(s, FeatureStatistics) else FeatureStatistics.of(s) for s in (a, b))
     if a.mean.shape != b.mean.shape:
         raise ValueError(f"one set has {len(a.mean)} dimensions, the other {len(b.mean)}; give features of the same network.")
-    overlap = svdvals(_root(a.covariance) @ _root(b.covariance)).sum()
+    overlap = svdvals(a.root @ b.root).sum()
     distance = ((a.mean - b.mean) ** 2).sum() + np.trace(a.covariance) + np.trace(b.covariance) - 2 * overlap
     return max(0.0, float(distance))
-
-
-def _root(covariance: np.ndarray) -> np.ndarray:
-    values, vectors = eigh(covariance)
-    values[values < len(values) * np.finfo(float).eps * values[-1]] = 0  # rounding noise, whose root would not be small
-    return (vectors * np.sqrt(values)) @ vectors.T
 
 
 @dataclass(frozen=True)
