@@ -206,7 +206,7 @@ def test_killed_in_a_process_of_its_own_it_goes_on(audited, tmp_path):
         stderr=subprocess.DEVNULL,
     )
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600
         while not (tmp_path / "out" / BLOCKS / "000000").exists():
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.005)
@@ -235,6 +235,13 @@ def test_other_settings_in_the_same_folder_are_refused(audited, tmp_path, change
     with pytest.raises(ValueError, match=words):
         run_audit(small(folder, **changes), show_progress=False)
     assert contents(folder)[0] == before[0]
+
+
+def test_a_damaged_manifest_is_named(audited, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / MANIFEST).write_text("[1]")
+    with pytest.raises(ValueError, match="audit.json is damaged"):
+        run_audit(small(tmp_path / "out"), show_progress=False)
 
 
 def test_overwrite_throws_an_audit_away_and_nothing_else(tmp_path):
@@ -269,17 +276,21 @@ def test_overwrite_throws_an_audit_away_and_nothing_else(tmp_path):
         (["--training-images", "pictures"], "holds 0 pictures"),
         (["--training-images", "small.npy"], "the model draws"),
         (["--reference-images", "small.npy"], "the model draws"),
+        (["--reference-images", "few.npy"], "3 reference images"),
+        (["--training-images", "same.npy"], "1 are distinct"),
         (["--features", "no_such_module:f"], "cannot be imported"),
         (["--features", "file"], "cannot be loaded"),
         (["--features", "inception"], "torch-fidelity"),
         (["--features", "math:sqrt"], "fails on"),
         (["--output", "file"], "is a file"),
+        (["--device", "abacus"], "device 'abacus' cannot be used"),
     ],
 )
 def test_bad_input_ends_with_one_sentence_and_code_2(kts, tmp_path, args, words):
     (tmp_path / "file").write_text("some text")
     (tmp_path / "pictures").mkdir()
-    np.save(tmp_path / "small.npy", np.zeros((5, 14, 14), np.uint8))
+    for name, shape in (("small", (5, 14, 14)), ("few", (3, 28, 28)), ("same", (5, 28, 28))):
+        np.save(tmp_path / f"{name}.npy", np.zeros(shape, np.uint8))
     if "sd3" in args:
         tiny_sd3().save_pretrained(tmp_path / "sd3")
     code, _, err = kts("audit", "--num-samples", 8, "--steps", 2, *args)

@@ -52,7 +52,7 @@ def test_neighbours_equal_brute_force_for_any_chunk(kind, dtype, n, b, k, chunk_
         training = picked[:1] + 1e-5 * training
         samples = picked
     elif kind in ("tiny", "huge"):
-        samples, training = (x * (1e-22 if kind == "tiny" else 1e18) for x in (samples, training))
+        samples, training = (x * (1e-22 if kind == "tiny" else 1e19) for x in (samples, training))
     elif kind == "offset":
         samples, training = samples + 1000, training + 1000
     elif kind == "one large":
@@ -75,9 +75,22 @@ def test_neighbours_of_large_images_equal_brute_force():
     assert torch.equal(distances, expected[0]) and torch.equal(indices, expected[1])
 
 
+def near_one_image(distance):
+    g = torch.Generator().manual_seed(2)
+    image = torch.rand(784, generator=g)
+    return image + distance * torch.rand(5, 784, generator=g), image + distance * torch.rand(300, 784, generator=g)
+
+
+def test_what_a_matrix_product_cannot_tell_apart_is_searched_whole():
+    samples, training = near_one_image(1e-4)
+    distances, indices = nearest_neighbours(samples, training)
+    expected = brute_force(samples, training, 2)
+    assert torch.equal(distances, expected[0]) and torch.equal(indices, expected[1])
+
+
 def test_low_precision_products_change_nothing():
     """TF32 matrix products and autocast are the user's settings for a network, not for measuring."""
-    training, samples = torch.rand(300, 784), torch.rand(5, 784)
+    samples, training = near_one_image(0.03)
     expected = brute_force(samples, training, 2)
     torch.set_float32_matmul_precision("medium")
     try:

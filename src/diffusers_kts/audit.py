@@ -155,7 +155,7 @@ def run_audit(settings: AuditSettings, show_progress: bool = True) -> AuditResul
     path = settings.training_images or folder / "training_images.npz"
     if not path.exists():
         raise ValueError(f"there are no training images at {path}; give a file or folder with --training-images.")
-    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if settings.device == "auto" else settings.device)
+    device = _device(settings.device)
     space = feature_space(settings.features, device)
     arguments = {name: getattr(settings, name) for name in ("guidance_scale", "height", "width")}
     model = AuditModel(folder, _prompts(settings.prompts), device, getattr(torch, settings.dtype), arguments)
@@ -166,13 +166,12 @@ def run_audit(settings: AuditSettings, show_progress: bool = True) -> AuditResul
     real = training
     if settings.reference_images is not None:
         real = load_images(settings.reference_images, shape, resize=settings.image_size is not None)
-    space(real[:2])  # a network that does not fit is found out here
+    yardsticks = Yardsticks.of(training, real, space, settings.neighbours == "features")
     manifest = _manifest(settings, folder, space, model, training, real)
     _begin(settings, manifest)
     with tqdm(unit="step", disable=not show_progress) as bar:
         images, traces, late_changes = _draw_missing(model, settings, shape, bar)
     with tqdm(desc="measuring", total=len(SAMPLERS), unit="sampler", disable=not show_progress) as bar:
-        yardsticks = Yardsticks.of(training, real, space, settings.neighbours == "features")
         findings = measure(
             images, traces, late_changes, yardsticks, settings.headings(), settings.threshold, settings.seed, bar.update
         )
@@ -193,6 +192,13 @@ def run_audit(settings: AuditSettings, show_progress: bool = True) -> AuditResul
         (partial / "report.json").write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
         write_report(partial / "report.html", settings.model, findings, report, training)
     return AuditResult(findings, words, report, [output / name for name in FILES], notes)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        return torch.zeros(1, device=("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {name!r} cannot be used ({brief(error)}); give auto, cpu, or one that is there.") from error
 
 
 def _prompts(path: Path | None) -> list[str]:
@@ -251,11 +257,15 @@ def _begin(settings: AuditSettings, manifest: dict[str, Any]) -> None:
     elif held:
         if MANIFEST not in held:
             raise FileExistsError(f"{output} is not empty (it holds {held[0]}); add --overwrite, or give another --output.")
-        begun = json.loads(path.read_text())
+        try:
+            begun = json.loads(path.read_text())
+            held_values = {(part, name): value for part, values in begun.items() for name, value in values.items()}
+        except (ValueError, AttributeError) as error:
+            raise ValueError(f"{path} is damaged ({brief(error)}); add --overwrite, or give another --output.") from error
         for part, values in manifest.items():
             for name, value in json.loads(json.dumps(values)).items():
-                if begun[part].get(name) != value:
-                    what = f"another {name}" if part == "sha256" else f"{name} {begun[part].get(name)!r}, not {value!r}"
+                if (old := held_values.get((part, name))) != value:
+                    what = f"another {name}" if part == "sha256" else f"{name} {old!r}, not {value!r}"
                     raise ValueError(
                         f"{output} holds an audit with {what}; give the same again, another --output, or --overwrite."
                     )

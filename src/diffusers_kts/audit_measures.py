@@ -23,6 +23,7 @@ from .memorization import (
     paired_difference,
 )
 
+MANIFOLD_K = 3  # nearest neighbour that sets the radius in precision and recall, the paper's
 Z = 1.96  # of a 95 % interval
 _DECILES = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
 # a number per sample and trajectory, (B,); higher means nothing by itself: the AUC says which way it leans
@@ -106,30 +107,34 @@ class Findings:
 
 @dataclass(frozen=True)
 class Yardsticks:
-    """What samples are held against: training images with the ones that differ among them, and features of real images."""
+    """What samples are held against: training images, which of them are distinct, and features of real images; features of the
+    training images too, where neighbours are sought among these."""
 
     training: torch.Tensor
     distinct: torch.Tensor
     space: FeatureSpace
-    statistics: FeatureStatistics
+    real: FeatureStatistics
     real_features: torch.Tensor
-    neighbour_space: FeatureSpace | None
     training_features: torch.Tensor | None
 
     @classmethod
     def of(cls, training: torch.Tensor, real: torch.Tensor, space: FeatureSpace, neighbours_in_features: bool) -> "Yardsticks":
-        real_features = space(real)
-        features = None
-        if neighbours_in_features:
-            features = real_features if real is training else space(training)
-        neighbour_space = space if neighbours_in_features else None
-        distinct = distinct_images(training)
-        return cls(training, distinct, space, FeatureStatistics.of(real_features), real_features, neighbour_space, features)
+        """
+        Raises:
+            ValueError: too few images, too few distinct ones, or the network does not fit them.
+        """
+        if len(real) <= MANIFOLD_K:
+            raise ValueError(f"there are {len(real)} reference images; give more than {MANIFOLD_K}.")
+        features = space(real)
+        of_training = (features if real is training else space(training)) if neighbours_in_features else None
+        yardsticks = cls(training, distinct_images(training), space, FeatureStatistics.of(features), features, of_training)
+        yardsticks.memorization(real[:1], features[:1], 1.0)  # refuses now what would fail once all is drawn
+        return yardsticks
 
     def memorization(self, images: torch.Tensor, features: torch.Tensor, threshold: float) -> Memorization:
-        if self.neighbour_space is None or self.training_features is None:
+        if self.training_features is None:
             return measure_memorization(images, self.training, "pixels", threshold, self.distinct)
-        return measure_memorization(features, self.training_features, self.neighbour_space.name, threshold, self.distinct)
+        return measure_memorization(features, self.training_features, self.space.name, threshold, self.distinct)
 
 
 def measure(
@@ -161,8 +166,8 @@ def measure(
             memorization,
             bootstrap_interval(memorization.is_memorized, seed=seed),
             paired_difference(memorization.is_memorized, plain.memorization.is_memorized, seed=seed) if plain else None,
-            frechet_distance(features, yardsticks.statistics),
-            precision_recall(features, real),
+            frechet_distance(features, yardsticks.real),
+            precision_recall(features, real, MANIFOLD_K),
             statistics,
             {
                 key: separation

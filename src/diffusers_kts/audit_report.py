@@ -111,9 +111,11 @@ def _figures(
     power: Any = plot_power({label: findings.trace for label, findings in main.items() if findings.trace is not None}).figure
     return {
         "shares": _svg(plot_shares(found, labels)),
-        "neighbours": _png(neighbours),
-        "samples": _png(_grid({labels[name]: found[name] for name in MAIN})),
-        "controls": _png(_grid({labels[name]: found[name] for name in CONTROLS})),
+        "neighbours": _png(neighbours, "Samples beside their two nearest training images"),
+        "samples": _png(
+            _grid({labels[name]: found[name] for name in MAIN}), "The same noises by plain Euler, KTS and touchdown"
+        ),
+        "controls": _png(_grid({labels[name]: found[name] for name in CONTROLS}), "The same noises by the controls of KTS"),
         "power": _svg(power),
         "energies": _svg(plot_energies(found, labels)),
         "groups": _svg(plot_groups(plain)) if plain.separations else Markup(""),
@@ -132,10 +134,10 @@ def _svg(figure: Figure) -> Markup:
     return Markup(text.getvalue()[text.getvalue().index("<svg") :])
 
 
-def _png(figure: Figure) -> Markup:
+def _png(figure: Figure, alt: str) -> Markup:
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=130)
-    return Markup(f'<img alt="" src="data:image/png;base64,{base64.b64encode(picture.getvalue()).decode()}">')
+    return Markup(f'<img alt="{alt}" src="data:image/png;base64,{base64.b64encode(picture.getvalue()).decode()}">')
 
 
 def _details(report: Mapping[str, Any]) -> list[tuple[str, str]]:

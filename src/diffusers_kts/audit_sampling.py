@@ -88,7 +88,7 @@ class AuditModel:
         self, folder: Path, subjects: Sequence[str], device: torch.device, dtype: torch.dtype, arguments: dict[str, Any]
     ) -> None:
         try:
-            pipe: Any = load_pipeline(folder, torch_dtype=dtype)
+            pipe: Any = load_pipeline(folder, dtype=dtype)
         except Exception as error:  # whatever a damaged folder makes diffusers, safetensors or torch raise
             raise ValueError(f"model {str(folder)!r} cannot be loaded ({brief(error)}); give a pipeline folder.") from error
         self.name, self.pipe = type(pipe).__name__, pipe.to(device)
