@@ -9,28 +9,11 @@ import pytest
 import torch
 from tiny_pipelines import tiny_sd3
 
-from diffusers_kts import ClassConditionalFlowPipeline, KTSFlowMatchScheduler, __version__, cli, embedded_model
+from diffusers_kts import ClassConditionalFlowPipeline, KTSFlowMatchScheduler, __version__, embedded_model
 from diffusers_kts.demo import FILES, DemoSettings, run_demo
 from diffusers_kts.seeding import sample_seed
 
 SMALL = ["--num-samples", "3", "--steps", "5"]
-
-
-@pytest.fixture
-def kts(monkeypatch, capsys, tmp_path):
-    """Run ``kts ...`` in an empty folder; returns exit code, standard output, standard error."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*args):
-        monkeypatch.setattr(sys, "argv", ["kts", *map(str, args)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code or 0
-        return (code, *capsys.readouterr())
-
-    return run
 
 
 def test_demo_writes_what_it_measured(kts, tmp_path):

@@ -144,6 +144,11 @@ def test_memorised_is_the_ratio_below_a_third():
     assert memorized(distances, threshold=0.5).tolist() == [True, True, True, False]
 
 
+def test_no_samples_have_no_neighbours():
+    distances, indices = nearest_neighbours(torch.rand(0, 3), torch.rand(40, 3))
+    assert distances.shape == indices.shape == (0, 2)
+
+
 def test_interval_is_exact():
     none, some = memorized_fraction(torch.zeros(64, dtype=torch.bool)), memorized_fraction(torch.arange(64) < 16)
     assert (none.fraction, none.low) == (0, 0) and none.high == pytest.approx(1 - 0.025 ** (1 / 64))

@@ -176,7 +176,7 @@ def run_audit(settings: AuditSettings, show_progress: bool = True) -> AuditResul
             images, traces, late_changes, yardsticks, settings.headings(), settings.threshold, settings.seed, bar.update
         )
     notes = _notes(settings, model, space, findings, training, yardsticks)
-    words = verdict(findings)
+    words = verdict(findings, space.name)
     report = {
         "audit": manifest,
         "verdict": words,
@@ -226,8 +226,8 @@ def _manifest(
         "model": _digest(
             path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix in (".json", ".safetensors")
         ),
-        "training_images": hashlib.sha256(training.numpy().tobytes()).hexdigest(),
-        "reference_images": hashlib.sha256(real.numpy().tobytes()).hexdigest(),
+        "training_images": hashlib.sha256(training.contiguous().numpy().data).hexdigest(),
+        "reference_images": hashlib.sha256(real.contiguous().numpy().data).hexdigest(),
         "prompts": hashlib.sha256("\n".join(map(str, model.subjects)).encode()).hexdigest(),
     }
     versions = {"diffusers_kts": __version__, "diffusers": diffusers.__version__, "torch": torch.__version__}
@@ -369,12 +369,11 @@ def _table(model: AuditModel, settings: AuditSettings, findings: Mapping[str, Fi
     """A row per sampler and sample; energies are null for samples made from others'."""
     samples, tables = range(settings.num_samples), []
     for name, found in findings.items():
-        subjects = [model.subject(i) for i in samples]
         columns: dict[str, Any] = {
             "sampler": [name] * len(samples),
             "sample": list(samples),
             "generator_seed": [sample_seed(settings.seed, i) for i in samples],
-            "subject": [text for _, text in subjects],
+            "subject": [model.subject(i) for i in samples],
         }
         memory = found.memorization
         for k in (0, 1):

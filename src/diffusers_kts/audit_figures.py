@@ -11,6 +11,8 @@ from sklearn.metrics import roc_curve
 from .audit_measures import STATISTICS, Findings
 from .plotting import MARK, STYLES
 
+MORE_STYLES = (("#56B4E9", "-"), ("#E69F00", "--"))  # Okabe and Ito's other two
+
 
 def plot_shares(found: Mapping[str, Findings], labels: Mapping[str, str]) -> Figure:
     """F_mem of every sampler with its exact 95 % interval, and plain sampling's interval as a band."""
@@ -48,8 +50,8 @@ def plot_energies(found: Mapping[str, Findings], labels: Mapping[str, str]) -> F
 def plot_groups(plain: Findings) -> Figure:
     """Energies of memorised and of other plain samples, and the ROC curve of every statistic of the trajectory."""
     memorized = plain.memorization.is_memorized
-    figure = Figure(figsize=(9, 4.2), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(1, 1))
+    figure = Figure(figsize=(11, 3.9), layout="constrained")
+    left, right = figure.subplots(1, 2)
     for i, name in enumerate(list(STATISTICS)[:3]):
         values = plain.statistics[name] / (plain.trace.d if plain.trace is not None else 1)
         _pair(left, i, _finite(values[memorized]), _finite(values[~memorized]))
@@ -61,13 +63,13 @@ def plot_groups(plain: Findings) -> Figure:
         values = plain.statistics[name]
         finite = values.isfinite()
         false, true, _ = roc_curve(memorized[finite].numpy(), values[finite].numpy())
-        color, line = STYLES[i] if i < len(STYLES) else ("0.45", ("-", "--")[i % 2])
+        color, line = (*STYLES, *MORE_STYLES)[i % 7]
         right.plot(false, true, color=color, linestyle=line, linewidth=1.5, label=f"{name}, AUC {separation.auc:.2f}")
     right.set(
         xlabel="other samples above the limit", ylabel="memorised samples above it", title="ROC of trajectory statistics"
     )
     right.set_aspect("equal")
-    right.legend(frameon=False, fontsize=8, loc="lower right")
+    right.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
 

@@ -81,8 +81,9 @@ class Findings:
 
     def summary(self) -> dict[str, Any]:
         """For ``report.json``."""
-        energies = {}
+        energies, shaping = {}, None
         if self.trace is not None:
+            shaping = {key: value for key, value in self.trace.settings.items() if key != "scheduler"}
             for part in ("total", "early", "late"):
                 values = getattr(self.trace.path_energy.per_dim, part).double()
                 values = values[values.isfinite()]  # a sample that diverged is marked in samples.parquet
@@ -90,9 +91,7 @@ class Findings:
                     energies[part] = dict(zip(("p10", "median", "p90"), values.quantile(_DECILES).tolist(), strict=True))
         return {
             "heading": self.heading,
-            "shaping": {key: value for key, value in self.trace.settings.items() if key != "scheduler"}
-            if self.trace
-            else None,
+            "shaping": shaping,
             "network_calls": self.network_calls,
             "net_displacement": self.net_displacement,
             "f_mem": vars(self.f_mem) | {"fraction": self.f_mem.fraction, "bootstrap": list(self.bootstrap)},

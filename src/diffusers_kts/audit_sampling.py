@@ -111,12 +111,10 @@ class AuditModel:
             if name not in parameters:
                 raise ValueError(f"{self.name} takes no {name}; leave that option out.")
 
-    def subject(self, index: int) -> tuple[int, str]:
-        """Number and text of the class or prompt of a sample."""
-        number = index % len(self.subjects)
-        if self.classes:
-            return number, self.pipe.id2label.get(number, str(number))
-        return number, self.subjects[number]
+    def subject(self, index: int) -> str:
+        """The prompt, or the name of the class, of a sample."""
+        subject = self.subjects[index % len(self.subjects)]
+        return str(self.pipe.id2label.get(subject, subject) if self.classes else subject)
 
     def trial(self) -> tuple[int, int, int]:
         """(C, H, W) of the images, from a call of few steps, so that what the pipeline refuses is known before any work.
@@ -160,7 +158,7 @@ class AuditModel:
         sample("touchdown", shapings["touchdown"])
         kts = drawn["kts"]
         gains, sigmas = kts.trace.gains, kts.trace.sigmas
-        sample("even", spread_evenly(gains, sigmas))
+        sample("even", spread_evenly(gains, sigmas) | {"tau_split": kts.trace.tau_split})
         ends = {
             "noise": with_equal_noise(drawn["euler"].latents, kts.latents, generators),
             "finished": finished(kts.latents, kts.scheduler.velocity, gains, sigmas),

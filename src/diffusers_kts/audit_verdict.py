@@ -13,7 +13,7 @@ LEVEL = 0.05 / COMPARISONS
 SHORT = {"euler": "plain", "kts": "KTS", "touchdown": "touchdown"}
 
 
-def verdict(found: Mapping[str, Findings]) -> list[str]:
+def verdict(found: Mapping[str, Findings], frechet_space: str) -> list[str]:
     """Sentences for the reader. Significant means: exact McNemar test on the pairs of the same noises, p below .05 after
     Bonferroni's correction for the comparisons made here."""
     plain, kts, touchdown = found["euler"], found["kts"], found["touchdown"]
@@ -30,7 +30,7 @@ def verdict(found: Mapping[str, Findings]) -> list[str]:
         f"{plain.network_calls}."
     )
     distances = ", ".join(f"{label} {found[name].frechet_distance:.4g}" for name, label in SHORT.items())
-    sentences.append(f"In quality, by Frechet distance (lower is better, no interval): {distances}.")
+    sentences.append(f"In quality, by Frechet distance in {frechet_space} (lower is better, no interval): {distances}.")
     sentences.append(_trajectories(plain))
     return sentences
 
@@ -54,9 +54,9 @@ def _against_controls(found: Mapping[str, Findings]) -> list[str]:
         else "not significantly below it, so its shape may add nothing"
     )
     blur = (
-        "significantly below it, so that is not all"
+        "significantly below it, so noise does not explain it all"
         if _below(kts, noise)
-        else "not significantly below it, so that may be all"
+        else "not significantly below it, so noise may explain it all"
     )
     outlasts = (
         "still significantly below plain sampling, so not all of the fall comes from stopping early"

@@ -104,8 +104,8 @@ def _shortlist(x: torch.Tensor, y: torch.Tensor, k: int, chunk_size: int) -> tup
 
 def _scores(x: torch.Tensor, y: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
     g = norms.square().to(x.dtype).expand(len(x), -1)
-    for columns in torch.arange(x.shape[1]).split(_COLUMNS):
-        part = slice(int(columns[0]), int(columns[-1]) + 1)
+    for start in range(0, x.shape[1], _COLUMNS):
+        part = slice(start, start + _COLUMNS)
         g = torch.addmm(g, x[:, part], y[:, part].T, alpha=-2)
     return g
 
@@ -122,8 +122,9 @@ def _l2(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 def _nearest_of(x: torch.Tensor, y: torch.Tensor, candidates: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The k nearest of every sample's own candidates (B, m)."""
     candidates, found = candidates.sort(1).values, []
-    for part in torch.arange(len(x)).split(max(1, _NUMBERS // max(1, candidates.shape[1] * x.shape[1]))):
-        rows = slice(int(part[0]), int(part[-1]) + 1)
+    size = max(1, _NUMBERS // max(1, candidates.shape[1] * x.shape[1]))
+    for start in range(0, max(1, len(x)), size):
+        rows = slice(start, start + size)
         near = y[candidates[rows].to(y.device)].to(x)
         found.append(_first(_l2(x[rows, None], near)[:, 0], candidates[rows], k))
     return torch.cat([d for d, _ in found]), torch.cat([i for _, i in found])
