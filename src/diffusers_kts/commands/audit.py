@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 
 from ..presets import PRESETS
-from .shaping import Alpha0, Beta0, EarlySchedule, K, LateSchedule, TauSplit
+from .shaping import Alpha0, Beta0, EarlySchedule, K, LateSchedule, TauSplit, shaping_settings
 
 if TYPE_CHECKING:
     from ..audit import AuditResult
@@ -70,14 +70,7 @@ def audit(
         width=width,
         prompts=prompts,
         image_size=image_size,
-        shaping={
-            "alpha_0": alpha_0,
-            "beta_0": beta_0,
-            "tau_split": tau_split,
-            "k": k,
-            "early_schedule": early_schedule,
-            "late_schedule": late_schedule,
-        },
+        shaping=shaping_settings(locals()),
         touchdown=touchdown,
         features=features,
         neighbours=neighbours,

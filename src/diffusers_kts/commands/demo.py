@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 
 from ..presets import PRESETS
-from .shaping import Alpha0, Beta0, EarlySchedule, K, LateSchedule, TauSplit
+from .shaping import Alpha0, Beta0, EarlySchedule, K, LateSchedule, TauSplit, shaping_settings
 
 if TYPE_CHECKING:
     from ..demo import DemoResult
@@ -46,14 +46,7 @@ def demo(
         num_samples=num_samples,
         num_steps=steps,
         guidance_scale=guidance_scale,
-        shaping={
-            "alpha_0": alpha_0,
-            "beta_0": beta_0,
-            "tau_split": tau_split,
-            "k": k,
-            "early_schedule": early_schedule,
-            "late_schedule": late_schedule,
-        },
+        shaping=shaping_settings(locals()),
         touchdown=touchdown,
         training_images=training_images,
         overwrite=overwrite,
