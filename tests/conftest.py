@@ -1,10 +1,36 @@
-"""The command line as a person uses it."""
+"""The command line as a person uses it, and the option that widens the pipeline matrix from a slice to every class."""
 
 import sys
 
 import pytest
 
 from diffusers_kts import cli
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--all-pipelines", action="store_true", help="run tests/test_matrix.py on every flow pipeline, not on a slice"
+    )
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "beyond_slice: a pipeline that only --all-pipelines runs")
+
+
+def pytest_collection_modifyitems(config, items):
+    beyond = [item for item in items if item.get_closest_marker("beyond_slice")]
+    if beyond and not config.getoption("--all-pipelines"):
+        config.hook.pytest_deselected(items=beyond)  # counted in the summary line
+        items[:] = [item for item in items if item not in set(beyond)]
+        config.stash[_LEFT_OUT] = len({item.callspec.params["name"] for item in beyond})
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if left_out := config.stash.get(_LEFT_OUT, 0):
+        terminalreporter.write_line(f"{left_out} pipeline classes of the matrix were left out; --all-pipelines runs them.")
+
+
+_LEFT_OUT = pytest.StashKey[int]()
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
+    MiniMaxH3Scheduler,
     SchedulerMixin,
     UniPCMultistepScheduler,
 )
@@ -268,6 +269,19 @@ def test_multistep_flow_configurations_bring_their_shift(cls):
     assert not hasattr(ours.config, "use_flow_sigmas")  # FLUX pipelines would drop their own sigmas
 
 
+def test_karras_levels_of_a_flow_configuration_are_those_of_its_own_scheduler():
+    """Cosmos 2.5: Karras' levels from 200 to 0.01, put on ``sigma / (1 + sigma)``; unmapped they are 40 times the noise."""
+    karras = {"use_karras_sigmas": True, "sigma_max": 200.0, "sigma_min": 0.01}
+    other = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, **karras)
+    ours = KTSFlowMatchScheduler.from_config(KTSFlowMatchScheduler.from_config(other.config).config)
+    for scheduler in (other, ours):
+        scheduler.set_timesteps(6)
+    torch.testing.assert_close(ours.sigmas, other.sigmas, rtol=1e-6, atol=1e-6)
+    shifted = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=5.0)
+    twice = KTSFlowMatchScheduler.from_config(KTSFlowMatchScheduler.from_config(shifted.config).config)
+    assert twice.shift == 5.0
+
+
 def test_presets_are_complete_and_sourced():
     for preset in PRESETS.values():
         assert set(preset) == {"alpha_0", "beta_0", "tau_split", "k", "early_schedule", "late_schedule", "touchdown"}
@@ -299,6 +313,8 @@ def test_wrong_calls_are_refused_with_the_remedy():
     x = torch.zeros(1, 4)
     with pytest.raises(TypeError, match="did you mean 'alpha_0'"):
         KTSFlowMatchScheduler.from_config(ours.config, alpha0=0.1)
+    with pytest.raises(ValueError, match="MiniMax-H3 cannot be shaped"):
+        KTSFlowMatchScheduler.from_config(MiniMaxH3Scheduler().config)
     with pytest.raises(ValueError, match="not flow matching"):
         KTSFlowMatchScheduler.from_config(DDIMScheduler().config)
     with pytest.raises(RuntimeError, match="call set_timesteps"):

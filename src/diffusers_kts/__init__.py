@@ -10,13 +10,20 @@ __version__ = "0.1.0.dev0"
 
 _EXPORTS = {
     "ClassConditionalFlowPipeline": ".pipeline_flow_class_conditional",
+    "Diagnosis": ".doctor",
     "Gain": ".gain",
     "KPECallback": ".pipeline_kpe_monitor",
     "KPEMonitorPipeline": ".pipeline_kpe_monitor",
     "KPETrace": ".kpe",
+    "KTSDDIMScheduler": ".scheduling_kts_ddim",
+    "KTSDPMSolverMultistepScheduler": ".scheduling_kts_dpmsolver_multistep",
+    "KTSEulerDiscreteScheduler": ".scheduling_kts_euler_discrete",
+    "KTSFlowMatchHeunScheduler": ".scheduling_kts_flow_match_heun",
     "KTSFlowMatchScheduler": ".scheduling_kts_flow_match",
+    "KTSUniPCMultistepScheduler": ".scheduling_kts_unipc_multistep",
     "PRESETS": ".presets",
     "SchedulerMixin": "diffusers",  # diffusers looks for it in the library of a component before it loads the component
+    "diagnose": ".doctor",
     "embedded_model": ".models",
     "save_with_stock_scheduler": ".stock",
 }
@@ -25,13 +32,19 @@ __all__ = [*_EXPORTS, "__version__"]
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin
 
+    from .doctor import Diagnosis, diagnose
     from .gain import Gain
     from .kpe import KPETrace
     from .models import embedded_model
     from .pipeline_flow_class_conditional import ClassConditionalFlowPipeline
     from .pipeline_kpe_monitor import KPECallback, KPEMonitorPipeline
     from .presets import PRESETS
+    from .scheduling_kts_ddim import KTSDDIMScheduler
+    from .scheduling_kts_dpmsolver_multistep import KTSDPMSolverMultistepScheduler
+    from .scheduling_kts_euler_discrete import KTSEulerDiscreteScheduler
     from .scheduling_kts_flow_match import KTSFlowMatchScheduler
+    from .scheduling_kts_flow_match_heun import KTSFlowMatchHeunScheduler
+    from .scheduling_kts_unipc_multistep import KTSUniPCMultistepScheduler
     from .stock import save_with_stock_scheduler
 
 

@@ -19,6 +19,7 @@ try:
 
     from .commands.audit import audit
     from .commands.demo import demo
+    from .commands.doctor import doctor
 except ImportError as error:
     _lacks(error)
 
@@ -42,6 +43,7 @@ def kts(
 
 app.command()(demo)
 app.command()(audit)
+app.command()(doctor)
 
 
 def main() -> None:

@@ -112,7 +112,8 @@ class Gain:
         return antiderivative(t_end) - antiderivative(t_start)
 
 
-def _exceeds_one(sigmas: torch.Tensor) -> bool:
+def exceeds_one(sigmas: torch.Tensor) -> bool:
+    """Whether a schedule counts noise as ``sigma / alpha`` (variance exploding) and not as ``1 - t``."""
     return bool(sigmas.numel()) and float(sigmas.max()) > 1 + 1e-4  # shifting in float32 may give 1.0000001
 
 
@@ -125,7 +126,7 @@ def flow_times(sigmas: torch.Tensor, invert_sigmas: bool = False, marks: Iterabl
     """
     t = sigmas.double()
     if not invert_sigmas:
-        t = 1 / (1 + t) if _exceeds_one(sigmas) else 1 - t
+        t = 1 / (1 + t) if exceeds_one(sigmas) else 1 - t
     return snap(t, marks)
 
 
@@ -138,5 +139,5 @@ def snap(t: torch.Tensor, marks: Iterable[float]) -> torch.Tensor:
 def noise_level(t: float, sigmas: torch.Tensor, invert_sigmas: bool = False) -> torch.Tensor:
     """The inverse of `flow_times`: the sigma of flow time ``t`` in the convention, and dtype, of the schedule ``sigmas``."""
     if not invert_sigmas:
-        t = 1 / t - 1 if _exceeds_one(sigmas) else 1 - t
+        t = 1 / t - 1 if exceeds_one(sigmas) else 1 - t
     return torch.tensor(t, dtype=sigmas.dtype)

@@ -1,7 +1,8 @@
 """KPE, kinetic path energy: what a run of the sampler measured, and the recorder that measures it.
 
-``E = 1/2 sum_i ||v_i||^2 |sigma_{i+1} - sigma_i|`` per sample, the left Riemann sum that belongs to an Euler step
-(arXiv 2602.07928). Units: squared latent units. Sums run over every dimension but the first.
+``E = 1/2 sum_i w_i ||v_i||^2`` per sample: after Euler steps ``w_i = |sigma_{i+1} - sigma_i|``, the left Riemann sum that
+belongs to them (arXiv 2602.07928); after steps of higher order the trapezoidal rule, see `quadrature_weights`. Units: squared
+latent units. Sums run over every dimension but the first.
 """
 
 import copy
@@ -10,7 +11,7 @@ import math
 import os
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from .gain import flow_times
 
 FORMAT = "diffusers-kts/kpe"
 FORMAT_VERSION = "1"
+QUADRATURES = ("left", "trapezoid")
 LATE_START = 0.02  # a record that begins after this flow time lacks the launch (img2img, inpainting, custom sigmas)
 
 
@@ -43,8 +45,8 @@ class KPETrace:
     """The energy record of one run.
 
     Attributes:
-        power (`torch.Tensor`, (B, N)): squared speed ``||v_i||^2`` of the network's field, per sample and step.
-        sigmas (`torch.Tensor`, (N + 1,)): noise levels at the steps recorded, and where the last one ended.
+        power (`torch.Tensor`, (B, N)): squared speed ``||v_i||^2`` of the network's field, per sample and network evaluation.
+        sigmas (`torch.Tensor`, (N + 1,)): noise levels at the evaluations, and where the last step ended.
         t (`torch.Tensor`, (N + 1,)): flow times of ``sigmas``, 0 noise to 1 data.
         gains (`torch.Tensor`, (N,) or (B, N)): ``eta`` that scaled each displacement; ones without shaping.
         tau_split (`float`): flow time that divides early from late.
@@ -52,6 +54,7 @@ class KPETrace:
         stream (`str`): which scheduler of the pipeline was measured ("scheduler", "audio_scheduler", "scheduler copy 1").
         run (`int`): number of the run within the pipeline call, from 0; a run begins at `set_timesteps`.
         settings (`dict`): scheduler class and shaping settings.
+        quadrature (`str`): "left" (Euler) or "trapezoid" (Heun, multistep).
     """
 
     power: torch.Tensor
@@ -63,6 +66,7 @@ class KPETrace:
     stream: str = "scheduler"
     run: int = 0
     settings: dict[str, Any] = field(default_factory=dict)
+    quadrature: str = "left"
 
     def __post_init__(self) -> None:
         steps = self.power.shape[-1]
@@ -71,6 +75,8 @@ class KPETrace:
                 f"power is {tuple(self.power.shape)}, sigmas {tuple(self.sigmas.shape)}, t {tuple(self.t.shape)}, gains "
                 f"{tuple(self.gains.shape)}; give (B, N), (N + 1,), (N + 1,) and (N,) or (B, N)."
             )
+        if self.quadrature not in QUADRATURES:
+            raise ValueError(f"quadrature is {self.quadrature!r}; choose one of {', '.join(QUADRATURES)}.")
 
     def __len__(self) -> int:
         return self.power.shape[0]
@@ -102,6 +108,11 @@ class KPETrace:
         return torch.where(bad.any(1), bad.int().argmax(1), -1)
 
     @property
+    def weights(self) -> torch.Tensor:
+        """(N,) float64 flow time that each evaluation stands for, see `quadrature_weights`."""
+        return quadrature_weights(self.sigmas, self.quadrature)
+
+    @property
     def path_power(self) -> torch.Tensor:
         """(B, N) squared speed of the motion that really happened, ``eta^2 ||v||^2``."""
         return self.power * self.gains.to(self.power.dtype) ** 2
@@ -122,7 +133,7 @@ class KPETrace:
         return self.path_energy.total / self.d
 
     def _energy(self, power: torch.Tensor) -> Energy:
-        share = 0.5 * power * self.sigmas.double().diff().abs().to(power.dtype)
+        share = 0.5 * power * self.weights.to(power.dtype)
         early = (self.t[:-1] < self.tau_split).to(power.device)
         zero = torch.zeros((), dtype=share.dtype)
         return Energy(share.sum(1), torch.where(early, share, zero).sum(1), torch.where(early, zero, share).sum(1), self.d)
@@ -159,6 +170,7 @@ class KPETrace:
         from safetensors.torch import save
 
         meta = {"tau_split": self.tau_split, "d": self.d, "stream": self.stream, "run": self.run, "settings": self.settings}
+        meta["quadrature"] = self.quadrature
         metadata = {"format": FORMAT, "version": FORMAT_VERSION, "trace": json.dumps(meta)}
         tensors = {name: getattr(self, name).contiguous() for name in ("power", "sigmas", "t", "gains")}
         path = Path(path)
@@ -209,7 +221,23 @@ class KPETrace:
         if gains.ndim == 2:
             gains = torch.cat([trace.gains for trace in traces])
         power = torch.cat([trace.power for trace in traces])
-        return cls(power, first.sigmas, first.t, gains, first.tau_split, first.d, first.stream, first.run, first.settings)
+        return replace(first, power=power, gains=gains)
+
+
+def quadrature_weights(sigmas: torch.Tensor, quadrature: str = "left") -> torch.Tensor:
+    """(N,) float64 flow time that each evaluation stands for, given the N + 1 levels of a schedule: the step it begins
+    ("left", first order), or the mean of the intervals on its two sides ("trapezoid", second order). No evaluation ends the
+    last step, so it counts whole.
+
+    Of the two evaluations that Heun makes at a noise level, the one before ends a step and the other begins one: each has an
+    empty interval on one side.
+    """
+    dt = sigmas.double().diff().abs()
+    if quadrature == "left":
+        return dt
+    ended, begun = dt.roll(1), dt.clone()
+    ended[0], begun[-1] = 0, 2 * dt[-1]
+    return (ended + begun) / 2
 
 
 def squared_norm(v: torch.Tensor) -> torch.Tensor:
@@ -231,6 +259,7 @@ class _Run:
     settings: Mapping[str, Any]
     tau_split: float
     invert_sigmas: bool
+    quadrature: str = "left"
     sigmas: torch.Tensor | None = None
     d: int = 0
     steps: list[int] = field(default_factory=list)
@@ -251,13 +280,20 @@ class KPERecorder:
         self.runs: list[_Run] = []
         self._warned = False
 
-    def begin(self, settings: Mapping[str, Any], tau_split: float, invert_sigmas: bool) -> None:
+    @property
+    def has_begun(self) -> bool:
+        """Whether the current run has made a step."""
+        return bool(self.runs and self.runs[-1].steps)
+
+    def begin(
+        self, settings: Mapping[str, Any], tau_split: float, invert_sigmas: bool = False, quadrature: str = "left"
+    ) -> None:
         """A run begins: the scheduler's `set_timesteps` was called."""
         if self.session is None:
             self.runs = []
         elif self.runs and not self.runs[-1].steps:
             self.runs.pop()  # set twice before the first step
-        self.runs.append(_Run(settings, tau_split, invert_sigmas))
+        self.runs.append(_Run(settings, tau_split, invert_sigmas, quadrature))
         self._warned = False
 
     def observe(
@@ -276,7 +312,7 @@ class KPERecorder:
             power = squared_norm(v)
             gain = torch.where(power > 0, squared_norm(gain * v) / power, 1.0).sqrt()
         if run.power and run.power[-1].shape != power.shape:  # another batch without set_timesteps
-            self.begin(run.settings, run.tau_split, run.invert_sigmas)
+            self.begin(run.settings, run.tau_split, run.invert_sigmas, run.quadrature)
             run = self.runs[-1]
         run.sigmas, run.d = sigmas, math.prod(v.shape[1:])
         run.steps.append(step_index)
@@ -297,7 +333,9 @@ class KPERecorder:
         else:
             gains = torch.tensor(r.gains, dtype=torch.float64)
         number = run if run >= 0 else len(self.runs) + run
-        trace = KPETrace(power, sigmas[steps], t[steps], gains, r.tau_split, r.d, self.stream, number, dict(r.settings))
+        trace = KPETrace(
+            power, sigmas[steps], t[steps], gains, r.tau_split, r.d, self.stream, number, dict(r.settings), r.quadrature
+        )
         self._warn(trace)
         return trace
 

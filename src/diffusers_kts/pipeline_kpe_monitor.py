@@ -1,4 +1,5 @@
-"""KPEMonitorPipeline and KPECallback: the kinetic path energy of any flow-matching pipeline while it runs.
+"""KPEMonitorPipeline and KPECallback: the kinetic path energy of any flow-matching pipeline while it runs, and of diffusion
+pipelines (SDXL, SD 1.5, DiT) in flow coordinates, where the two compare.
 
 The velocity is read in ``scheduler.step``, where it is exact, guided, and includes the first step. A scheduler of ours
 records by itself; any other gets, for the length of one call, a recording subclass of its own class (same name and module,
@@ -7,6 +8,7 @@ so that pipelines, saving and deep copies notice nothing).
 
 import copy
 import functools
+import inspect
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -17,17 +19,31 @@ from typing import Any
 import torch
 from diffusers import (
     DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+    FlowMapEulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
     FlowMatchLCMScheduler,
+    LTXEulerAncestralRFScheduler,
+    ModularPipeline,
     SchedulerMixin,
+    UniPCMultistepScheduler,
 )
 from diffusers.callbacks import PipelineCallback
 
-from .gain import Gain
+from .coordinates import DIFFUSION, exploding_velocity, flow_sigma, is_known, levels, velocity
+from .gain import Gain, exceeds_one
 from .kpe import KPERecorder, KPETrace, token_intervals
 
-FLOW_SCHEDULERS = (FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler, FlowMatchLCMScheduler)
+FLOW_SCHEDULERS = (
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    FlowMatchLCMScheduler,
+    FlowMapEulerDiscreteScheduler,  # AnyFlow: the mean velocity down to the next noise level, so the energy of the chords
+    LTXEulerAncestralRFScheduler,
+)
+SECOND_ORDER = (FlowMatchHeunDiscreteScheduler, UniPCMultistepScheduler, DPMSolverMultistepScheduler)
+PIPELINES = (DiffusionPipeline, ModularPipeline)
 
 
 def is_flow_matching(scheduler: Any) -> bool:
@@ -56,14 +72,18 @@ def load_pipeline(path: str | os.PathLike, **kwargs: Any) -> DiffusionPipeline:
 
 
 class KPEMonitorPipeline:
-    """Any flow-matching pipeline, with the kinetic path energy of every sample recorded; its images are the same bits.
+    """Any pipeline, with the kinetic path energy of every sample recorded; its images are the same bits.
+
+    Energies are those of the flow. A diffusion model with DDIM, Euler, DPM-Solver++ or UniPC is measured in flow coordinates,
+    see `diffusers_kts.coordinates`.
 
         pipe = KPEMonitorPipeline.from_pipe(pipe)          # shares all components with the pipeline given
         images = pipe("a photo of a cat").images
         pipe.kpe.path_energy.total                         # (B,)
 
     The result is an instance of the pipeline's own class too, and what it saves loads in plain diffusers. It also serves as
-    a base, ``class MonitoredSD3(KPEMonitorPipeline, StableDiffusion3Pipeline): pass``.
+    a base, ``class MonitoredSD3(KPEMonitorPipeline, StableDiffusion3Pipeline): pass``. Modular pipelines are monitored in
+    the same way; they have no callbacks, so their record is read after the call.
 
     Attributes:
         kpe (`KPETrace`): of the last call, of ``pipe.scheduler`` (its last run where a call has several); also ``out.kpe``.
@@ -75,24 +95,25 @@ class KPEMonitorPipeline:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if cls.__call__ is KPEMonitorPipeline.__call__ and issubclass(cls, DiffusionPipeline):
+        if cls.__call__ is KPEMonitorPipeline.__call__ and issubclass(cls, PIPELINES):
             # so that help() and tab completion show the arguments of the pipeline itself
             monitored = KPEMonitorPipeline.__call__
             wrap = functools.wraps(plain_class(cls).__call__)
             setattr(cls, "__call__", wrap(lambda self, *a, **k: monitored(self, *a, **k)))  # noqa: B010 (mypy)
 
     @classmethod
-    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Any:
+    def from_pipe(cls, pipeline: DiffusionPipeline | ModularPipeline, **kwargs: Any) -> Any:
         """A monitored pipeline that shares the components of ``pipeline``, which itself is left as it is.
 
         Args:
-            pipeline (`DiffusionPipeline`): any pipeline with a flow-matching scheduler.
+            pipeline (`DiffusionPipeline` or `ModularPipeline`): any whose schedulers are flow-matching, or among the
+                four above.
             kwargs: components to replace, for instance ``scheduler=``.
 
         Raises:
-            TypeError: not a pipeline, or a name that is no component. ValueError: not flow matching.
+            TypeError: not a pipeline, or a name that is no component. ValueError: another scheduler.
         """
-        if not isinstance(pipeline, DiffusionPipeline):
+        if not isinstance(pipeline, PIPELINES):
             given = type(pipeline).__name__
             raise TypeError(f"from_pipe got {given}; give a diffusers pipeline, or a path to from_pretrained.")
         if cls is not KPEMonitorPipeline and not isinstance(pipeline, plain_class(cls)):  # of another kind: diffusers converts
@@ -104,8 +125,12 @@ class KPEMonitorPipeline:
             )
         monitor = copy.copy(pipeline)
         monitor.__class__ = _monitored_class(plain_class(type(pipeline))) if cls is KPEMonitorPipeline else cls
-        for name, component in kwargs.items():
-            setattr(monitor, name, component)
+        if isinstance(monitor, ModularPipeline):
+            monitor._component_specs = dict(monitor._component_specs)  # updated in place, and the original keeps its own
+            monitor.update_components(**kwargs)
+        else:
+            for name, component in kwargs.items():
+                setattr(monitor, name, component)
         _flow_schedulers(monitor)
         return monitor
 
@@ -177,7 +202,7 @@ class KPECallback(PipelineCallback):
 
 def plain_class(cls: type) -> Any:
     """The pipeline class itself, without the monitor."""
-    return next(b for b in cls.__mro__ if issubclass(b, DiffusionPipeline) and not issubclass(b, KPEMonitorPipeline))
+    return next(b for b in cls.__mro__ if issubclass(b, PIPELINES) and not issubclass(b, KPEMonitorPipeline))
 
 
 @functools.cache
@@ -187,45 +212,59 @@ def _monitored_class(cls: type) -> type:
     return type(cls.__name__, (KPEMonitorPipeline, cls), names)
 
 
-def _flow_schedulers(pipeline: Any) -> dict[str, Any]:
-    """Every scheduler of the pipeline and of pipelines inside it, by attribute name.
-
-    Raises:
-        ValueError: there is none, or one is not flow matching.
-    """
+def schedulers_of(pipeline: Any) -> dict[str, Any]:
+    """Every scheduler of the pipeline and of pipelines inside it, by attribute name."""
     found: dict[str, Any] = {}
     for name, value in vars(pipeline).items():
         if isinstance(value, SchedulerMixin):
             found[name] = value
-        elif isinstance(value, DiffusionPipeline):
-            found |= {f"{name}.{inner}": scheduler for inner, scheduler in _flow_schedulers(value).items()}
+        elif isinstance(value, PIPELINES):
+            found |= {f"{name}.{inner}": scheduler for inner, scheduler in schedulers_of(value).items()}
+    return found
+
+
+def _flow_schedulers(pipeline: Any) -> dict[str, Any]:
+    """`schedulers_of` the pipeline, all of which have a path that can be measured.
+
+    Raises:
+        ValueError: there is none, or one whose path is not known.
+    """
+    found = schedulers_of(pipeline)
     if not found:
         raise ValueError(f"{type(pipeline).__name__} has no scheduler, so there is no path to measure.")
     for name, scheduler in found.items():
-        if not is_flow_matching(scheduler):
+        if not is_flow_matching(scheduler) and not is_known(scheduler):
+            known = ", ".join(cls.__name__ for cls in DIFFUSION)
             raise ValueError(
-                f"{name} is a {type(scheduler).__name__}, which is not flow matching: its model predicts no velocity. "
-                "Give the pipeline a flow-matching scheduler, such as FlowMatchEulerDiscreteScheduler."
+                f"{name} is a {type(scheduler).__name__}, not flow matching and with a path that is not known here. Give the "
+                f"pipeline a FlowMatchEulerDiscreteScheduler, or for a diffusion model a {known}."
             )
     return found
 
 
 @functools.cache
 def _recording_class(cls: Any) -> type:
+    signature = inspect.signature(cls.step)
+
     @functools.wraps(cls.set_timesteps)
     def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> Any:
         result = cls.set_timesteps(self, *args, **kwargs)
         inverted = bool(self.config.get("invert_sigmas", False))
-        self._kpe_recorder.begin({"scheduler": cls.__name__}, Gain.tau_split, inverted)
+        quadrature = "trapezoid" if issubclass(cls, SECOND_ORDER) else "left"
+        self._kpe_recorder.begin({"scheduler": cls.__name__}, Gain.tau_split, inverted, quadrature)
+        self._kpe_exploding = None
         return result
 
     @functools.wraps(cls.step)
-    def step(self: Any, model_output: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        result = cls.step(self, model_output, *args, **kwargs)
-        token_dt, token_timesteps = None, kwargs.get("per_token_timesteps")
+    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        call = signature.bind(self, *args, **kwargs).arguments
+        result = cls.step(self, *args, **kwargs)
+        token_dt, token_timesteps = None, call.get("per_token_timesteps")
         if token_timesteps is not None:
             token_dt = token_intervals(token_timesteps / self.config.num_train_timesteps, self.sigmas)
-        self._kpe_recorder.observe(self.step_index - 1, self.sigmas, model_output, token_dt=token_dt)
+        self._kpe_recorder.observe(
+            *_seen(self, call["model_output"], call.get("timestep"), call.get("sample")), token_dt=token_dt
+        )
         return result
 
     body: dict[str, Any] = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
@@ -233,6 +272,20 @@ def _recording_class(cls: Any) -> type:
     if not hasattr(cls, "scale_model_input"):  # Bria calls it on every scheduler that is not exactly the stock class
         body["scale_model_input"] = lambda self, sample, timestep=None: sample
     return type(cls.__name__, (cls,), body)
+
+
+def _seen(scheduler: Any, model_output: torch.Tensor, timestep: Any, sample: Any) -> tuple[int, torch.Tensor, torch.Tensor]:
+    """Number of the evaluation just made, levels of the schedule, and the velocity, all of the flow."""
+    index = getattr(scheduler, "step_index", None)
+    index = int((scheduler.timesteps == timestep).nonzero()[0]) if index is None else index - 1  # DDIM counts no steps
+    if isinstance(scheduler, DIFFUSION):
+        return index, levels(scheduler), velocity(scheduler, index, model_output, sample)
+    sigmas = scheduler.sigmas
+    if scheduler._kpe_exploding is None:
+        scheduler._kpe_exploding = exceeds_one(sigmas)  # waits for the device, once a run
+    if not scheduler._kpe_exploding:
+        return index, sigmas, model_output
+    return index, flow_sigma(sigmas), exploding_velocity(model_output, sample, sigmas[index])
 
 
 @contextmanager
@@ -269,6 +322,7 @@ def _attach(scheduler: Any, name: str, session: list[KPERecorder]) -> Callable[[
         def undo() -> None:
             scheduler.__class__ = cls
             del scheduler._kpe_recorder
+            vars(scheduler).pop("_kpe_exploding", None)
 
     session.append(recorder)
     return undo

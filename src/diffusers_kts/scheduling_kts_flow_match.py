@@ -1,37 +1,28 @@
 """KTSFlowMatchScheduler: kinetic trajectory shaping as an Euler scheduler for flow-matching pipelines."""
 
-import difflib
-import inspect
-import math
 from numbers import Integral
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
-from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteSchedulerOutput
 
-from .gain import Gain, flow_times, noise_level, snap
-from .kpe import KPERecorder, KPETrace, token_intervals
-
-SHAPING = ("alpha_0", "beta_0", "tau_split", "k", "early_schedule", "late_schedule", "touchdown")
-
-
-class ScheduleTable(list):
-    """Rows (dictionaries) of `KTSFlowMatchScheduler.schedule_table`; prints as a table, and `pandas.DataFrame` takes it."""
-
-    def __repr__(self) -> str:
-        lines = [f"{'step':>4} {'sigma':>9} {'t':>8} {'eta':>9}  phase"]
-        lines += [f"{r['step']:>4} {r['sigma']:>9.5f} {r['t']:>8.5f} {r['eta']:>9.6f}  {r['phase']}" for r in self]
-        return "\n".join(lines)
+from .coordinates import exploding_velocity, flow_sigma, shaped_step
+from .gain import exceeds_one, flow_times, snap
+from .kpe import token_intervals
+from .scheduling_kts_base import KTSSchedulerMixin, shaped_init
 
 
-class KTSFlowMatchScheduler(FlowMatchEulerDiscreteScheduler):
-    """Euler steps along ``dx/dt = eta(t) v(x, t)``: ``x_{i+1} = x_i + eta(t_i) (sigma_{i+1} - sigma_i) v_i``.
+class KTSFlowMatchScheduler(KTSSchedulerMixin, FlowMatchEulerDiscreteScheduler):
+    """Euler steps along ``dx/dt = eta(t) v(x, t)``: ``x_{i+1} = x_i + eta(t_i) (sigma_{i+1} - sigma_i) v_i``. Order 1.
 
     The network is told the honest time and `sigmas` stay honest noise levels; only the displacement is scaled. With
     ``alpha_0 = beta_0 = 0`` and no touchdown, steps are bit-equal to `FlowMatchEulerDiscreteScheduler` in fp32, fp16 and
     bf16. Every step also records the kinetic path energy of each sample, see `kpe`.
+
+    A schedule whose sigmas exceed 1 (Cosmos, 80 to 0.002) counts ``sigma / alpha``; steps, gains and energies are then those
+    of the flow coordinates ``x / (1 + sigma)`` at ``t = 1 / (1 + sigma)``, see `diffusers_kts.coordinates`. A run that starts
+    late (img2img) takes the gains of its own flow times, hence mostly landing.
 
         pipe.scheduler = KTSFlowMatchScheduler.from_config(pipe.scheduler.config, alpha_0=0.05, beta_0=0.0)
 
@@ -57,62 +48,16 @@ class KTSFlowMatchScheduler(FlowMatchEulerDiscreteScheduler):
     __module__ = "diffusers_kts"  # diffusers writes this into model_index.json and looks the class up there
     _compatibles = ["FlowMatchEulerDiscreteScheduler"]
 
-    @register_to_config
-    def __init__(
-        self,
-        num_train_timesteps: int = 1000,
-        shift: float = 1.0,
-        use_dynamic_shifting: bool = False,
-        base_shift: float | None = 0.5,
-        max_shift: float | None = 1.15,
-        base_image_seq_len: int = 256,
-        max_image_seq_len: int = 4096,
-        invert_sigmas: bool = False,
-        shift_terminal: float | None = None,
-        use_karras_sigmas: bool = False,
-        use_exponential_sigmas: bool = False,
-        use_beta_sigmas: bool = False,
-        time_shift_type: Literal["exponential", "linear"] = "exponential",
-        stochastic_sampling: bool = False,
-        alpha_0: float = 0.01,
-        beta_0: float = 0.01,
-        tau_split: float = 0.6,
-        k: float = 3.0,
-        early_schedule: str = "linear",
-        late_schedule: str = "exponential",
-        touchdown: float | None = None,
-    ):
-        self._gain = Gain(alpha_0, beta_0, tau_split, k, early_schedule, late_schedule)
-        if touchdown is not None:
-            number = isinstance(touchdown, (int, float)) and not isinstance(touchdown, bool)
-            if not number or not math.isfinite(touchdown) or not 0 < touchdown < 1:
-                raise ValueError(f"touchdown is {touchdown!r}; give a flow time strictly between 0 and 1, or None for none.")
-        if stochastic_sampling and not (self._gain.is_identity and touchdown is None):
+    _exploding = False  # whether the schedule counts sigma / alpha
+    _touchdown_is_last = False
+    __init__ = shaped_init(FlowMatchEulerDiscreteScheduler)  # type: ignore[assignment]
+
+    def _check_configuration(self) -> None:
+        if self.config.stochastic_sampling and not self._is_off:
             raise ValueError(
                 "stochastic_sampling=True re-noises every step, shaping is defined for the ODE only; set "
                 "stochastic_sampling=False, or alpha_0=0, beta_0=0, touchdown=None."
             )
-        super().__init__(
-            num_train_timesteps=num_train_timesteps,
-            shift=shift,
-            use_dynamic_shifting=use_dynamic_shifting,
-            base_shift=base_shift,
-            max_shift=max_shift,
-            base_image_seq_len=base_image_seq_len,
-            max_image_seq_len=max_image_seq_len,
-            invert_sigmas=invert_sigmas,
-            shift_terminal=shift_terminal,
-            use_karras_sigmas=use_karras_sigmas,
-            use_exponential_sigmas=use_exponential_sigmas,
-            use_beta_sigmas=use_beta_sigmas,
-            time_shift_type=time_shift_type,
-            stochastic_sampling=stochastic_sampling,
-        )
-        self.sigmas: torch.Tensor
-        self.timesteps: torch.Tensor
-        self._gains: list[float] | None = None
-        self._gains_of: torch.Tensor | None = None
-        self._kpe_recorder = KPERecorder()
 
     @classmethod
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
@@ -122,39 +67,26 @@ class KTSFlowMatchScheduler(FlowMatchEulerDiscreteScheduler):
         Raises:
             TypeError: unknown setting. ValueError: the configuration belongs to a model that predicts no flow velocity.
         """
-        known = set(inspect.signature(cls.__init__).parameters) - {"self"}
-        for name in kwargs:
-            if name not in known and not return_unused_kwargs:
-                close = difflib.get_close_matches(name, known, n=1)
-                hint = f"did you mean {close[0]!r}?" if close else f"shaping is set by {', '.join(SHAPING)}."
-                raise TypeError(f"{cls.__name__} has no setting {name!r}; {hint}")
         if hasattr(config, "items"):
             config = dict(config)
+            if config.get("_class_name") == "MiniMaxH3Scheduler":
+                raise ValueError(
+                    "the configuration is of MiniMaxH3Scheduler, whose velocity points to the data and whose time runs from 0 "
+                    "to 1: our steps would lead away from the data. MiniMax-H3 cannot be shaped; keep its own scheduler."
+                )
             prediction = config.pop("prediction_type", None)
             flow = bool(config.pop("use_flow_sigmas", False))
             if prediction not in (None, "flow_prediction") or (not flow and "beta_schedule" in config):
                 raise ValueError(
                     f"the configuration of {config.get('_class_name', 'this scheduler')} (prediction_type={prediction!r}) is "
-                    "not flow matching: its model predicts no velocity to shape. Use a flow pipeline (SD3, FLUX, Wan)."
+                    "not flow matching: its model predicts no velocity. Use KTSDPMSolverMultistepScheduler, "
+                    "KTSEulerDiscreteScheduler or KTSDDIMScheduler, which shape in flow coordinates."
                 )
-            if flow:
-                config["shift"] = config.pop("flow_shift", None) or 1.0
+            if flow and "flow_shift" in config:
+                config["shift"] = config.pop("flow_shift") or 1.0
+            if flow and config.get("use_karras_sigmas") and config.get("sigma_max"):
+                config["use_flow_sigmas"] = True  # kept, since `_convert_to_karras` goes by it
         return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
-
-    @property
-    def gain(self) -> Gain:
-        """The gain ``eta(t)`` of the settings."""
-        return self._gain
-
-    @property
-    def gains(self) -> torch.Tensor:
-        """(N,) float64 gain of each step of the current schedule."""
-        return torch.tensor(self._current_gains(), dtype=torch.float64)
-
-    @property
-    def kpe(self) -> KPETrace | None:
-        """The energy record of the last run (since `set_timesteps`), so far; None before its first step."""
-        return self._kpe_recorder.trace()
 
     def scale_model_input(self, sample: torch.Tensor, timestep: Any = None) -> torch.Tensor:
         """The sample itself; Bria's pipelines call this on every scheduler that is not exactly the stock one."""
@@ -174,27 +106,15 @@ class KTSFlowMatchScheduler(FlowMatchEulerDiscreteScheduler):
         if num_inference_steps is not None and not (isinstance(num_inference_steps, Integral) and num_inference_steps >= 1):
             raise ValueError(f"num_inference_steps is {num_inference_steps!r}; give a whole number of at least 1.")
         super().set_timesteps(num_inference_steps, "cpu", sigmas, mu, timesteps)  # the gains are read on the host
-        if not torch.isfinite(self.sigmas).all():
-            raise ValueError(
-                f"the schedule has noise levels that are not finite ({self.sigmas.tolist()}); check sigmas and mu."
-            )
-        self._cut_at_touchdown()
-        self._gains = self._compute_gains()
+        self._begin_run()
         self.sigmas = self.sigmas.to(device)
         self.timesteps = self.timesteps.to(device)
         self._gains_of = self.sigmas
-        settings = {"scheduler": type(self).__name__} | {name: self.config[name] for name in SHAPING}
-        self._kpe_recorder.begin(settings, self._gain.tau_split, self.config.invert_sigmas)
 
-    def schedule_table(self) -> ScheduleTable:
-        """What each step of the current schedule does: step, sigma, t, eta and phase (launch, landing, touchdown)."""
-        gains, table = self._current_gains(), ScheduleTable()
-        for i, (sigma, t) in enumerate(zip(self.sigmas[:-1].tolist(), self._flow_times()[:-1].tolist(), strict=True)):
-            phase = "launch" if t < self._gain.tau_split else "landing"
-            if self._touches_down(t):
-                phase = "touchdown"
-            table.append({"step": i, "sigma": sigma, "t": t, "eta": gains[i], "phase": phase})
-        return table
+    def _convert_to_karras(self, in_sigmas: torch.Tensor, num_inference_steps: int) -> Any:
+        """The multistep schedulers put a flow model on ``sigma / (1 + sigma)`` of Karras' levels (Cosmos 2.5: 200 to 0.01)."""
+        sigmas = super()._convert_to_karras(in_sigmas, num_inference_steps)
+        return sigmas / (1 + sigmas) if self.config.get("use_flow_sigmas") else sigmas
 
     def index_for_timestep(self, timestep: Any, schedule_timesteps: torch.Tensor | None = None) -> int:
         try:
@@ -220,35 +140,44 @@ class KTSFlowMatchScheduler(FlowMatchEulerDiscreteScheduler):
         Arithmetic runs in fp32, since a gain of one per cent is lost in bf16; float64 stays float64, where the parent rounds
         the sample to fp32.
         """
-        self._check_step(model_output, timestep, sample)
-        if self.step_index is None:
-            self._init_step_index(timestep)
-        index = self.step_index
-        if index + 1 >= len(self.sigmas):
-            raise RuntimeError(
-                f"step was called more often than the {len(self.sigmas) - 1} steps planned; call set_timesteps."
-            )
+        index = self._check_call(model_output, timestep, sample)
         gain: Any = 1.0 if self._gain.is_identity else self._current_gains()[index]
         dtype = torch.promote_types(torch.promote_types(sample.dtype, model_output.dtype), torch.float32)
+        self._aim_touchdown(index)
         # read here and not in set_timesteps: Cosmos edits sigmas in between
         dt, token_dt = self.sigmas[index + 1].to(dtype) - self.sigmas[index].to(dtype), None
         if per_token_timesteps is not None:  # callers pass -v, and time intervals are positive
             token_sigmas = per_token_timesteps / self.config.num_train_timesteps
             dt = token_dt = token_intervals(token_sigmas, self.sigmas)
             gain = self._token_gains(token_sigmas, token_dt)
+        v = self._flow_velocity(index, model_output, sample)
         if self._gain.is_identity and (dtype == torch.float32 or self.config.stochastic_sampling):
             (prev_sample,) = super().step(
                 model_output, timestep, sample, s_churn, s_tmin, s_tmax, s_noise, generator, per_token_timesteps, False
             )
+        elif self._exploding:
+            x = sample.to(dtype)
+            stepped = x + dt * model_output.to(dtype)
+            prev_sample = shaped_step(x, stepped, self._scale(index), self._scale(index + 1), gain).to(model_output.dtype)
+            self._step_index += 1
         else:
-            prev_sample = ((gain * dt).to(dtype) * model_output.to(dtype)).add_(sample)
+            prev_sample = ((gain * dt).to(dtype) * v.to(dtype)).add_(sample)
             if per_token_timesteps is None:  # as in the parent, whose per-token result stays float32
                 prev_sample = prev_sample.to(model_output.dtype)
             self._step_index += 1
-        self._kpe_recorder.observe(index, self.sigmas, model_output, gain, token_dt)
+        self._observe(index, v, gain, token_dt)
         if not return_dict:
             return (prev_sample,)
         return FlowMatchEulerDiscreteSchedulerOutput(prev_sample=prev_sample)
+
+    def _check_call(self, model_output: torch.Tensor, timestep: Any, sample: torch.Tensor) -> int:
+        """Check the arguments; the number of this evaluation."""
+        if isinstance(timestep, int) or (isinstance(timestep, torch.Tensor) and not timestep.is_floating_point()):
+            raise ValueError(f"timestep {timestep!r} is an integer; pass an element of `timesteps`, not a step number.")
+        self._check_step(model_output, sample)
+        if self.step_index is None:
+            self._init_step_index(timestep)
+        return self._step_index
 
     def _token_gains(self, token_sigmas: torch.Tensor, token_dt: torch.Tensor) -> torch.Tensor:
         """(B, S, 1) gain of every token at its own flow time (LTX, SanaWM)."""
@@ -258,52 +187,27 @@ class KTSFlowMatchScheduler(FlowMatchEulerDiscreteScheduler):
             gain = torch.where((t >= self.config.touchdown) & (token_dt > 0), 1.0, gain)
         return gain.float()
 
-    def _check_step(self, model_output: torch.Tensor, timestep: Any, sample: torch.Tensor) -> None:
-        if isinstance(timestep, int) or (isinstance(timestep, torch.Tensor) and not timestep.is_floating_point()):
-            raise ValueError(f"timestep {timestep!r} is an integer; pass an element of `timesteps`, not a step number.")
-        if self._gains is None:
-            raise RuntimeError("step was called before set_timesteps; call set_timesteps(num_inference_steps) first.")
-        if model_output.shape != sample.shape:
-            raise ValueError(
-                f"model_output is {tuple(model_output.shape)}, sample {tuple(sample.shape)}; they must have the same shape."
-            )
+    def _aim_touchdown(self, index: int) -> None:
+        """The touchdown goes to the data estimate, also where a pipeline holds the last noise level (Cosmos)."""
+        if self._touchdown_is_last and index + 2 == len(self.sigmas):
+            self.sigmas[-1] = float(self.config.invert_sigmas)
 
-    @property
-    def _marks(self) -> tuple[float, ...]:
-        return tuple(mark for mark in (self._gain.tau_split, self.config.touchdown) if mark is not None)
+    def _flow_velocity(self, index: int, model_output: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
+        if not self._exploding:
+            return model_output
+        return exploding_velocity(model_output, sample, self.sigmas[index])
+
+    def _scale(self, index: int) -> torch.Tensor:
+        return 1 + self.sigmas[index]
+
+    def _flow_sigmas(self) -> torch.Tensor:
+        return flow_sigma(self.sigmas) if self._exploding else self.sigmas
 
     def _flow_times(self) -> torch.Tensor:
         return flow_times(self.sigmas.detach().cpu(), self.config.invert_sigmas, self._marks)
 
-    def _touches_down(self, t: float) -> bool:
-        return self.config.touchdown is not None and t >= self.config.touchdown
-
-    def _cut_at_touchdown(self) -> None:
-        t_d = self.config.touchdown
-        if t_d is None:
-            return
-        t = self._flow_times()
-        after = (t[:-1] >= t_d).nonzero().flatten()
-        if not len(after):
-            return
-        cut = int(after[0])
-        if t[cut] == t_d or cut == 0:
-            sigma, timestep = self.sigmas[cut], self.timesteps[cut]
-        else:
-            share = (t_d - t[cut - 1]) / (t[cut] - t[cut - 1])
-            sigma = noise_level(t_d, self.sigmas, self.config.invert_sigmas)
-            timestep = torch.lerp(self.timesteps[cut - 1], self.timesteps[cut], share.to(self.timesteps.dtype))
-        self.sigmas = torch.cat([self.sigmas[:cut], sigma[None], self.sigmas[-1:]])
-        self.timesteps = torch.cat([self.timesteps[:cut], timestep[None]])
-        self.num_inference_steps = len(self.timesteps)
-
     def _compute_gains(self) -> list[float]:
-        t = self._flow_times()[:-1]
-        return [1.0 if self._touches_down(ti) else eta for ti, eta in zip(t.tolist(), self._gain(t).tolist(), strict=True)]
-
-    def _current_gains(self) -> list[float]:
-        if self._gains is None:
-            raise RuntimeError("there is no schedule yet; call set_timesteps(num_inference_steps) first.")
-        if self.sigmas is not self._gains_of:  # a pipeline put a schedule of its own in place
-            self._gains, self._gains_of = self._compute_gains(), self.sigmas
-        return self._gains
+        self._exploding = exceeds_one(self.sigmas)
+        gains, times = super()._compute_gains(), self._flow_times().tolist()
+        self._touchdown_is_last = self._touches_down(times, len(gains) - 1)
+        return gains

@@ -3,17 +3,19 @@
 import os
 from typing import Any
 
-from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+from diffusers import DiffusionPipeline
 
 
 def save_with_stock_scheduler(pipeline: DiffusionPipeline, save_directory: str | os.PathLike, **kwargs: Any) -> None:
-    """Save ``pipeline`` with `FlowMatchEulerDiscreteScheduler` named as its scheduler; it samples plain Euler there.
+    """Save ``pipeline`` with the diffusers scheduler that its KTS scheduler extends, which samples unshaped there:
+    `FlowMatchEulerDiscreteScheduler` (for Heun too), `UniPCMultistepScheduler`, `DDIMScheduler` and so on.
 
     Our settings stay in the saved configuration as extra keys, so ``KTSFlowMatchScheduler.from_config(pipe.scheduler.config)``
     brings the shaping back. The pipeline in memory is left as it is. ``kwargs`` go to `save_pretrained`.
     """
     scheduler = pipeline.scheduler
-    pipeline.scheduler = FlowMatchEulerDiscreteScheduler.from_config(scheduler.config)
+    stock: Any = next(cls for cls in type(scheduler).__mro__ if cls.__module__.startswith("diffusers.schedulers."))
+    pipeline.scheduler = stock.from_config(scheduler.config)
     try:
         pipeline.save_pretrained(save_directory, **kwargs)
     finally:

@@ -1,0 +1,223 @@
+"""What the KTS schedulers share: settings, gains per step, the cut at the touchdown, the energy record."""
+
+import difflib
+import functools
+import inspect
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from diffusers.configuration_utils import register_to_config
+
+from .gain import Gain, flow_times, noise_level
+from .kpe import KPERecorder, KPETrace, quadrature_weights
+
+LANDED = 0.95  # a late start that moves less than this share of its way is told about
+SHAPING = ("alpha_0", "beta_0", "tau_split", "k", "early_schedule", "late_schedule", "touchdown")
+
+
+class ScheduleTable(list):
+    """Rows (dictionaries) of a KTS scheduler's `schedule_table`; prints as a table, and `pandas.DataFrame` takes it."""
+
+    def __repr__(self) -> str:
+        lines = [f"{'step':>4} {'sigma':>9} {'t':>8} {'eta':>9}  phase"]
+        lines += [f"{r['step']:>4} {r['sigma']:>9.5f} {r['t']:>8.5f} {r['eta']:>9.6f}  {r['phase']}" for r in self]
+        return "\n".join(lines)
+
+
+def shaped_init(parent: Any) -> Callable[..., None]:
+    """An ``__init__`` with the arguments of the diffusers scheduler ``parent`` and the shaping settings after them.
+
+    The signature is read from ``parent``, so that `from_config` passes on every argument it has in the diffusers installed.
+    """
+    signature = inspect.signature(parent.__init__)
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    defaults = {name: getattr(Gain, name, None) for name in SHAPING}
+    shaping = [inspect.Parameter(name, kind, default=default) for name, default in defaults.items()]
+    signature = signature.replace(parameters=[*signature.parameters.values(), *shaping])
+
+    @functools.wraps(parent.__init__)
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        bound = signature.bind(self, *args, **kwargs)
+        bound.apply_defaults()
+        arguments = dict(bound.arguments)
+        self._set_shaping(**{name: arguments.pop(name) for name in SHAPING})
+        parent.__init__(**arguments)
+        self._check_configuration()
+
+    setattr(init, "__signature__", signature)  # noqa: B010 (mypy)
+    return register_to_config(init)
+
+
+class KTSSchedulerMixin:
+    """Goes before a diffusers scheduler; the result integrates ``dX/dt = eta(t) v(X, t)`` in its place.
+
+    Subclasses call `_set_shaping` in ``__init__`` (see `shaped_init`), `_begin_run` at the end of `set_timesteps`, and
+    `_observe` in `step`.
+    """
+
+    _quadrature = "left"
+    _levels_are_free = True  # whether the network understands noise levels between those of the schedule
+    config: Any
+    sigmas: torch.Tensor
+    timesteps: torch.Tensor
+    num_inference_steps: int
+
+    @classmethod
+    def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
+        """As in diffusers, but a setting that does not exist is refused: a mistyped ``alpha0`` would change nothing.
+
+        Raises:
+            TypeError: unknown setting.
+        """
+        kwargs.pop("variant", None)  # modular pipelines name it for every component, and a scheduler has none
+        known = set(inspect.signature(cls.__init__).parameters) - {"self"}
+        for name in kwargs:
+            if name not in known and not return_unused_kwargs:
+                close = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean {close[0]!r}?" if close else f"shaping is set by {', '.join(SHAPING)}."
+                raise TypeError(f"{cls.__name__} has no setting {name!r}; {hint}")
+        return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)  # type: ignore[misc]
+
+    @property
+    def gain(self) -> Gain:
+        """The gain ``eta(t)`` of the settings."""
+        return self._gain
+
+    @property
+    def gains(self) -> torch.Tensor:
+        """(N,) float64 gain at each network evaluation of the current schedule."""
+        return torch.tensor(self._current_gains(), dtype=torch.float64)
+
+    @property
+    def kpe(self) -> KPETrace | None:
+        """The energy record of the last run (since `set_timesteps`), so far; None before its first step."""
+        return self._kpe_recorder.trace()
+
+    def schedule_table(self) -> ScheduleTable:
+        """What happens at each network evaluation: step, sigma, t, eta and phase (launch, landing, touchdown)."""
+        gains, table, t = self._current_gains(), ScheduleTable(), self._flow_times()[:-1].tolist()
+        for i, sigma in enumerate(self.sigmas[:-1].tolist()):
+            phase = "launch" if t[i] < self._gain.tau_split else "landing"
+            if self._touches_down(t, i):
+                phase = "touchdown"
+            table.append({"step": i, "sigma": sigma, "t": t[i], "eta": gains[i], "phase": phase})
+        return table
+
+    def net_displacement(self, begin_index: int | None = None) -> float:
+        """How far the steps from ``begin_index`` on move, as a share of what they would without shaping.
+
+        What lacks from 1 stays in the image as noise. Steps before ``begin_index`` (by default where the pipeline began, which
+        is late for img2img) are not run: they leave mostly landing.
+        """
+        begin = begin_index if begin_index is not None else getattr(self, "begin_index", None) or 0
+        weights = quadrature_weights(self._flow_sigmas()[begin:].cpu(), self._quadrature)
+        return float((self.gains[begin:] * weights).sum() / weights.sum().clamp(min=torch.finfo(torch.float64).tiny))
+
+    def _set_shaping(self, touchdown: float | None, **settings: Any) -> None:
+        self._gain = Gain(**settings)
+        if touchdown is not None:
+            number = isinstance(touchdown, (int, float)) and not isinstance(touchdown, bool)
+            if not number or not math.isfinite(touchdown) or not 0 < touchdown < 1:
+                raise ValueError(f"touchdown is {touchdown!r}; give a flow time strictly between 0 and 1, or None for none.")
+        self._gains: list[float] | None = None
+        self._gains_of: torch.Tensor | None = None
+        self._kpe_recorder = KPERecorder()
+
+    def _check_configuration(self) -> None:
+        """Refuse what cannot be shaped, with the remedy."""
+
+    @property
+    def _is_off(self) -> bool:
+        return self._gain.is_identity and self.config.touchdown is None
+
+    @property
+    def _marks(self) -> tuple[float, ...]:
+        return tuple(mark for mark in (self._gain.tau_split, self.config.touchdown) if mark is not None)
+
+    def _flow_sigmas(self) -> torch.Tensor:
+        """(N + 1,) levels of the schedule as the energies count them, on the device of `sigmas`."""
+        return self.sigmas
+
+    def _flow_times(self) -> torch.Tensor:
+        return flow_times(self._flow_sigmas().detach().cpu(), self.config.get("invert_sigmas", False), self._marks)
+
+    def _begin_run(self) -> None:
+        if not torch.isfinite(self.sigmas).all():
+            raise ValueError(
+                f"the schedule has noise levels that are not finite ({self.sigmas.tolist()}); check sigmas and mu."
+            )
+        self._cut_at_touchdown()
+        self._gains, self._gains_of = self._compute_gains(), self.sigmas
+        settings = {"scheduler": type(self).__name__} | {name: self.config[name] for name in SHAPING}
+        inverted = self.config.get("invert_sigmas", False)
+        self._kpe_recorder.begin(settings, self._gain.tau_split, inverted, self._quadrature)
+
+    def _touches_down(self, t: list[float], i: int) -> bool:
+        return self.config.touchdown is not None and t[i] >= self.config.touchdown
+
+    def _cut_at_touchdown(self) -> None:
+        t_d = self.config.touchdown
+        if t_d is None:
+            return
+        t = self._flow_times()
+        after = (t[:-1] >= t_d).nonzero().flatten()
+        if not len(after):
+            return
+        cut = int(after[0])
+        sigma, timestep = self.sigmas[cut], self.timesteps[cut]
+        if t[cut] != t_d and cut > 0 and self._levels_are_free:
+            sigma, timestep = self._level_at_touchdown(t, cut)
+        self.sigmas = torch.cat([self.sigmas[:cut], sigma[None], self.sigmas[-1:]])
+        self.timesteps = torch.cat([self.timesteps[:cut], timestep[None]])
+        self.num_inference_steps = len(self.timesteps)
+
+    def _level_at_touchdown(self, t: torch.Tensor, cut: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Sigma and timestep of the touchdown, which lies between the levels ``cut - 1`` and ``cut``."""
+        t_d = self.config.touchdown
+        share = float((t_d - t[cut - 1]) / (t[cut] - t[cut - 1]))
+        sigma = noise_level(t_d, self.sigmas, self.config.get("invert_sigmas", False))
+        timestep = torch.lerp(self.timesteps[cut - 1].float(), self.timesteps[cut].float(), share)
+        return sigma, timestep.to(self.timesteps.dtype)
+
+    def _compute_gains(self) -> list[float]:
+        t = self._flow_times()[:-1]
+        etas, times = self._gain(t).tolist(), t.tolist()
+        return [1.0 if self._touches_down(times, i) else eta for i, eta in enumerate(etas)]
+
+    def _current_gains(self) -> list[float]:
+        if self._gains is None:
+            raise RuntimeError("there is no schedule yet; call set_timesteps(num_inference_steps) first.")
+        if self.sigmas is not self._gains_of:  # a pipeline put a schedule of its own in place
+            self._gains, self._gains_of = self._compute_gains(), self.sigmas
+        return self._gains
+
+    def _check_step(self, model_output: torch.Tensor, sample: torch.Tensor) -> None:
+        if self._gains is None:
+            raise RuntimeError("step was called before set_timesteps; call set_timesteps(num_inference_steps) first.")
+        if model_output.shape != sample.shape:
+            raise ValueError(
+                f"model_output is {tuple(model_output.shape)}, sample {tuple(sample.shape)}; they must have the same shape."
+            )
+        index = getattr(self, "step_index", None)  # DDIM has none
+        if index is not None and index + 1 >= len(self.sigmas):
+            raise RuntimeError(
+                f"step was called more often than the {len(self.sigmas) - 1} steps planned; call set_timesteps."
+            )
+
+    def _observe(self, index: int, v: torch.Tensor, gain: Any, token_dt: torch.Tensor | None = None) -> None:
+        if index > 0 and not self._kpe_recorder.has_begun and not self._is_off:
+            self._warn_of_noise(index)
+        self._kpe_recorder.observe(index, self._flow_sigmas(), v, gain, token_dt)
+
+    def _warn_of_noise(self, begin_index: int) -> None:
+        moved = self.net_displacement(begin_index)
+        if moved < LANDED:
+            warnings.warn(
+                f"the run begins at step {begin_index} of {len(self.gains)} and moves {moved:.1%} of its way: the rest stays "
+                "in the image as noise. Lower beta_0, or set touchdown, which leaves none.",
+                RuntimeWarning,
+                stacklevel=4,
+            )
