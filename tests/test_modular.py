@@ -7,7 +7,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxModularPipeline, ModularPipeline, StableDiffusion3ModularPipeline
 from tiny_pipelines import PROMPT, _flux_components, _sd3_components
 
-from diffusers_kts import PRESETS, KPEMonitorPipeline, KTSFlowMatchScheduler
+from diffusers_kts import PRESETS, KPEMonitorPipeline, KTSFlowMatchScheduler, save_with_stock_scheduler
 
 TINY = {"flux": (FluxModularPipeline, _flux_components), "sd3": (StableDiffusion3ModularPipeline, _sd3_components)}
 
@@ -88,3 +88,15 @@ def test_monitored_and_shaped_modular_pipelines_are_saved_as_their_own_class(tmp
     loaded.set_progress_bar_config(disable=True)
     assert type(loaded.scheduler) is KTSFlowMatchScheduler and loaded.scheduler.config.alpha_0 == 0.2
     torch.testing.assert_close(latents(loaded), shaped, atol=1e-5, rtol=1e-5)
+
+
+def test_modular_pipelines_are_saved_for_those_without_this_package(tmp_path):
+    pipe = build("sd3")
+    shape(pipe, alpha_0=0.2)
+    save_with_stock_scheduler(pipe, str(tmp_path), overwrite_modular_index=True)
+    index = json.loads((tmp_path / "modular_model_index.json").read_text())
+    assert index["scheduler"][:2] == ["diffusers", "FlowMatchEulerDiscreteScheduler"]
+    loaded = ModularPipeline.from_pretrained(str(tmp_path))
+    loaded.load_components("scheduler")
+    assert type(loaded.scheduler) is FlowMatchEulerDiscreteScheduler and type(pipe.scheduler) is KTSFlowMatchScheduler
+    assert KTSFlowMatchScheduler.from_config(loaded.scheduler.config).config.alpha_0 == 0.2

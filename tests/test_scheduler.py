@@ -308,13 +308,17 @@ def test_wrong_settings_are_refused_with_the_remedy(settings, words):
         KTSFlowMatchScheduler(**settings)
 
 
+def test_a_saved_scheduler_of_another_convention_is_refused(tmp_path):
+    MiniMaxH3Scheduler().save_pretrained(tmp_path)  # the configuration in memory is a shift alone: nobody could tell
+    with pytest.raises(ValueError, match="MiniMax-H3 cannot be shaped"):
+        KTSFlowMatchScheduler.from_pretrained(tmp_path)
+
+
 def test_wrong_calls_are_refused_with_the_remedy():
     ours = KTSFlowMatchScheduler()
     x = torch.zeros(1, 4)
     with pytest.raises(TypeError, match="did you mean 'alpha_0'"):
         KTSFlowMatchScheduler.from_config(ours.config, alpha0=0.1)
-    with pytest.raises(ValueError, match="MiniMax-H3 cannot be shaped"):
-        KTSFlowMatchScheduler.from_config(MiniMaxH3Scheduler().config)
     with pytest.raises(ValueError, match="not flow matching"):
         KTSFlowMatchScheduler.from_config(DDIMScheduler().config)
     with pytest.raises(RuntimeError, match="call set_timesteps"):

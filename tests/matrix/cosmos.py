@@ -108,7 +108,7 @@ def components_transfer() -> dict[str, Any]:
         img_context_dim_out=32,
         encoder_hidden_states_channels=LM_LAYERS,
     )
-    return components_2_5(controlnet_block_every_n=1) | {"controlnet": controlnet}
+    return components_2_5(controlnet_block_every_n=2) | {"controlnet": controlnet}
 
 
 def components_3() -> dict[str, Any]:

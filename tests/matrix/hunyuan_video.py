@@ -31,9 +31,9 @@ from transformers import (
 )
 
 from .clips import clip_image_processor, siglip_image_processor, siglip_vision
-from .inputs import call, features, picture
+from .inputs import call, features, picture, small
 from .parts import no_text_encoder
-from .registry import Tiny, assemble, generator, register, tiny
+from .registry import Tiny, assemble, register, tiny
 from .texts import LM, lm_tokenizer
 
 CHANNELS = 4
@@ -81,17 +81,8 @@ def _components(transformer: Any, **more: Any) -> dict[str, Any]:
 
 
 def _call(**more: Any) -> dict[str, Any]:
-    return {
-        "prompt": PROMPT,
-        "prompt_template": {"template": "{}", "crop_start": 0},
-        "height": 16,
-        "width": 16,
-        "num_frames": 9,
-        "num_inference_steps": 4,
-        "max_sequence_length": 16,
-        "output_type": "latent",
-        "generator": generator(),
-    } | more
+    text = {"prompt": PROMPT, "prompt_template": {"template": "{}", "crop_start": 0}, "max_sequence_length": 16}
+    return small(**text | {"height": 16, "width": 16, "num_frames": 9} | more)
 
 
 @tiny(HunyuanVideoPipeline)

@@ -11,23 +11,13 @@ from diffusers import (
 )
 from tiny_pipelines import NEGATIVE_PROMPT, PROMPT, _ltx_components
 
-from .inputs import picture
-from .registry import Tiny, assemble, generator, tiny
+from .inputs import picture, small
+from .registry import Tiny, assemble, tiny
 
 
 def ltx_call(**more: Any) -> dict[str, Any]:
-    return {
-        "prompt": PROMPT,
-        "negative_prompt": NEGATIVE_PROMPT,
-        "height": 32,
-        "width": 32,
-        "num_frames": 9,
-        "num_inference_steps": 4,
-        "guidance_scale": 3.0,
-        "max_sequence_length": 16,
-        "output_type": "latent",
-        "generator": generator(),
-    } | more
+    texts = {"prompt": PROMPT, "negative_prompt": NEGATIVE_PROMPT, "max_sequence_length": 16}
+    return small(**texts | {"num_frames": 9, "guidance_scale": 3.0} | more)
 
 
 @tiny(LTXPipeline)

@@ -27,8 +27,8 @@ from transformers import Gemma3Config, Gemma3ForConditionalGeneration, Gemma3Tex
 
 from .checks import CHECKS
 from .clips import clip
-from .inputs import features, picture
-from .registry import Limit, Tiny, assemble, generator, tiny
+from .inputs import features, picture, small
+from .registry import Limit, Tiny, assemble, tiny
 from .texts import LM, lm_tokenizer
 
 CHANNELS = 4
@@ -106,7 +106,7 @@ def _scheduler() -> FlowMatchEulerDiscreteScheduler:
     )
 
 
-def _components(**more: Any) -> dict[str, Any]:
+def components(**more: Any) -> dict[str, Any]:
     return {
         "transformer": LTX2VideoTransformer3DModel(**MODEL),
         "vae": ltx2_vae(),
@@ -134,19 +134,8 @@ def _components(**more: Any) -> dict[str, Any]:
 
 
 def _call(**more: Any) -> dict[str, Any]:
-    return {
-        "prompt": PROMPT,
-        "negative_prompt": NEGATIVE_PROMPT,
-        "height": 32,
-        "width": 32,
-        "num_frames": 5,
-        "frame_rate": 25.0,
-        "num_inference_steps": 4,
-        "stg_scale": 0.0,
-        "max_sequence_length": 16,
-        "output_type": "latent",
-        "generator": generator(),
-    } | more
+    texts = {"prompt": PROMPT, "negative_prompt": NEGATIVE_PROMPT, "max_sequence_length": 16}
+    return small(**texts, num_frames=5, frame_rate=25.0, stg_scale=0.0, **more)
 
 
 def _call_with_audio(**more: Any) -> dict[str, Any]:
@@ -155,57 +144,58 @@ def _call_with_audio(**more: Any) -> dict[str, Any]:
 
 @tiny(LTX2Pipeline)
 def ltx2() -> Tiny:
-    return Tiny(assemble(LTX2Pipeline, _components), _call_with_audio)
+    return Tiny(assemble(LTX2Pipeline, components), _call_with_audio)
 
 
 @tiny(LTX2ImageToVideoPipeline)
 def ltx2_image_to_video() -> Tiny:
-    return Tiny(assemble(LTX2ImageToVideoPipeline, _components), lambda: _call_with_audio(image=picture(32), image_crf=0))
+    return Tiny(assemble(LTX2ImageToVideoPipeline, components), lambda: _call_with_audio(image=picture(32), image_crf=0))
 
 
 @tiny(LTX2ConditionPipeline)
 def ltx2_condition() -> Tiny:
     """The audio scheduler is a component of its own here."""
-    pipe = assemble(LTX2ConditionPipeline, lambda: _components(audio_scheduler=_scheduler()))
+    pipe = assemble(LTX2ConditionPipeline, lambda: components(audio_scheduler=_scheduler()))
     return Tiny(pipe, lambda: _call_with_audio(conditions=LTX2VideoCondition(frames=picture(32), strength=0.5, crf=0)))
 
 
 @tiny(LTX2InContextPipeline)
 def ltx2_in_context() -> Tiny:
     """The reference clip's tokens are part of the latents, denoised to themselves."""
-    pipe = assemble(LTX2InContextPipeline, _components)
+    pipe = assemble(LTX2InContextPipeline, components)
     return Tiny(pipe, lambda: _call_with_audio(reference_conditions=LTX2ReferenceCondition(frames=clip(5, 32))))
 
 
 @tiny(LTX2HDRPipeline)
 def ltx2_hdr() -> Tiny:
-    pipe = assemble(LTX2HDRPipeline, _components)
+    pipe = assemble(LTX2HDRPipeline, components)
     return Tiny(pipe, lambda: _call(reference_conditions=LTX2HDRReferenceCondition(frames=clip(5, 32))))
+
+
+UNKNOWN_TO_DFR = ("negative_prompt", "num_inference_steps", "stg_scale")
 
 
 @tiny(LTX2DFRPipeline)
 def ltx2_dfr() -> Tiny:
-    def components() -> dict[str, Any]:
-        return _components(
+    def with_keyframes() -> dict[str, Any]:
+        return components(
             transformer=LTX2VideoTransformer3DModel(use_keyframes_abs_pos_embedding=True, **MODEL),
             scheduler=FlowMatchEulerDiscreteScheduler(),
         )
 
     def call() -> dict[str, Any]:
         arguments = _call(sigmas=[1.0, 0.9, 0.7, 0.4])
-        for name in ("negative_prompt", "num_inference_steps", "stg_scale"):
-            del arguments[name]
-        return arguments
+        return {name: value for name, value in arguments.items() if name not in UNKNOWN_TO_DFR}
 
-    return Tiny(assemble(LTX2DFRPipeline, components), call)
+    return Tiny(assemble(LTX2DFRPipeline, with_keyframes), call)
 
 
 @tiny(LTX2DFRTemporalRefinePipeline)
 def ltx2_dfr_temporal_refine() -> Tiny:
     """Runs on its own scheduler, which adds noise at every step, and looks for that scheduler by its class."""
 
-    def components() -> dict[str, Any]:
-        made = _components(
+    def refining() -> dict[str, Any]:
+        made = components(
             transformer=LTX2VideoTransformer3DModel(use_keyframes_abs_pos_embedding=True, **MODEL),
             scheduler=LTXEulerAncestralRFScheduler(),
         )
@@ -215,22 +205,15 @@ def ltx2_dfr_temporal_refine() -> Tiny:
         return made | {"temporal_latent_upsampler": upsampler}
 
     def call() -> dict[str, Any]:
-        return {
-            "prompt": PROMPT,
+        given = {
             "latents": features(1, CHANNELS, 3, 16, 16),
             "keyframes_latents": features(1, CHANNELS, 2, 16, 16, seed=3),
             "keyframe_positions": [2, 4],
             "audio_latents": features(1, AUDIO_CHANNELS, 8, 2, seed=4),
-            "height": 32,
-            "width": 32,
-            "num_frames": 5,
-            "frame_rate": 25.0,
-            "max_sequence_length": 16,
-            "output_type": "latent",
-            "generator": generator(),
         }
+        return {name: value for name, value in _call(**given).items() if name not in UNKNOWN_TO_DFR}
 
     refused = Limit(
         "a refining pass that needs noise at every step: the pipeline refuses other schedulers", "Temporal refine needs"
     )
-    return Tiny(assemble(LTX2DFRTemporalRefinePipeline, components), call, limits=dict.fromkeys(CHECKS, refused))
+    return Tiny(assemble(LTX2DFRTemporalRefinePipeline, refining), call, limits=dict.fromkeys(CHECKS, refused))

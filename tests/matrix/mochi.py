@@ -5,10 +5,11 @@ from typing import Any
 from diffusers import AutoencoderKLMochi, FlowMatchEulerDiscreteScheduler, MochiPipeline, MochiTransformer3DModel
 from tiny_pipelines import NEGATIVE_PROMPT, PROMPT, T5_DIM, _t5_encoder, _t5_tokenizer
 
-from .registry import Tiny, assemble, generator, tiny
+from .inputs import call
+from .registry import register
 
 
-def _components() -> dict[str, Any]:
+def components() -> dict[str, Any]:
     return {
         "transformer": MochiTransformer3DModel(
             num_attention_heads=2,
@@ -30,20 +31,8 @@ def _components() -> dict[str, Any]:
     }
 
 
-def _call() -> dict[str, Any]:
-    return {
-        "prompt": PROMPT,
-        "negative_prompt": NEGATIVE_PROMPT,
-        "height": 32,
-        "width": 32,
-        "num_frames": 7,
-        "num_inference_steps": 4,
-        "max_sequence_length": 16,
-        "output_type": "latent",
-        "generator": generator(),
-    }
-
-
-@tiny(MochiPipeline)
-def mochi() -> Tiny:
-    return Tiny(assemble(MochiPipeline, _components), _call)
+register(
+    MochiPipeline,
+    components,
+    call(prompt=PROMPT, negative_prompt=NEGATIVE_PROMPT, num_frames=7, max_sequence_length=16),
+)

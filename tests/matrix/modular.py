@@ -150,8 +150,8 @@ def video_and_audio(**more: Any) -> Any:
     return lambda: made() | {"output": ["latents", "audio_latents"]}
 
 
-register_modular(LTX2ModularPipeline, ltx2._components, video_and_audio())
-register_modular(LTX25ModularPipeline, ltx2._components, video_and_audio())
+register_modular(LTX2ModularPipeline, ltx2.components, video_and_audio())
+register_modular(LTX25ModularPipeline, ltx2.components, video_and_audio())
 
 video = {**texts, "height": 16, "width": 16, "num_frames": 5, "max_sequence_length": 16}
 
@@ -254,7 +254,7 @@ register_modular(AnimaModularPipeline, anima, latents(**anima_text("", 2), **ani
 register_modular(
     Cosmos3OmniModularPipeline,
     cosmos.components_3,
-    latents(**texts, num_frames=5, use_system_prompt=False, enable_sound=True, output_type="latent"),
+    latents(**texts, num_frames=5, use_system_prompt=False, enable_sound=True),
     without=(),
 )
 register_modular(
@@ -308,8 +308,8 @@ register_modular(
     without=("semantic_generator", "decode"),
 )
 NOT_BUILT["MiniMaxH3ModularPipeline"] = (
-    "its scheduler is of another kind (velocities point to the data, times run from 0 to 1): from_config refuses it, see "
-    "test_scheduler"
+    "not to be shaped: its velocities point to the data and its times run from 0 to 1; its saved scheduler is refused, but "
+    "the configuration in memory is a shift alone, which cannot be told from others"
 )
 
 

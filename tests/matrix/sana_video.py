@@ -19,7 +19,7 @@ from diffusers import (
 from tiny_pipelines import NEGATIVE_PROMPT, PROMPT, T5_DIM
 from transformers import Gemma2Config, Gemma2ForCausalLM, Gemma2Model
 
-from .inputs import picture
+from .inputs import picture, small
 from .ltx2 import CHANNELS, MODEL, gemma3, ltx2_connectors, ltx2_vae
 from .registry import Tiny, assemble, generator, tiny
 from .texts import LM, lm_tokenizer
@@ -48,19 +48,8 @@ def _components(**more: Any) -> dict[str, Any]:
 
 
 def _call(**more: Any) -> dict[str, Any]:
-    return {
-        "prompt": PROMPT,
-        "negative_prompt": NEGATIVE_PROMPT,
-        "height": 32,
-        "width": 32,
-        "frames": 5,
-        "num_inference_steps": 4,
-        "max_sequence_length": 16,
-        "use_resolution_binning": False,
-        "complex_human_instruction": None,
-        "output_type": "latent",
-        "generator": generator(),
-    } | more
+    texts = {"prompt": PROMPT, "negative_prompt": NEGATIVE_PROMPT, "max_sequence_length": 16}
+    return small(**texts, frames=5, use_resolution_binning=False, complex_human_instruction=None, **more)
 
 
 @tiny(SanaVideoPipeline)
@@ -101,21 +90,8 @@ def sana_wm() -> Tiny:
     def call() -> dict[str, Any]:
         poses = np.tile(np.eye(4, dtype=np.float32), (5, 1, 1))
         poses[:, 2, 3] = 0.1 * np.arange(5)
-        return {
-            "image": picture(32),
-            "prompt": PROMPT,
-            "negative_prompt": NEGATIVE_PROMPT,
-            "c2w": poses,
-            "intrinsics": [32.0, 32.0, 16.0, 16.0],
-            "height": 32,
-            "width": 32,
-            "num_frames": 5,
-            "num_inference_steps": 4,
-            "max_sequence_length": 16,
-            "chi_prompt": ["Say: "],
-            "output_type": "latent",
-            "generator": generator(),
-        }
+        texts = {"prompt": PROMPT, "negative_prompt": NEGATIVE_PROMPT, "chi_prompt": ["Say: "], "max_sequence_length": 16}
+        return small(**texts, image=picture(32), c2w=poses, intrinsics=[32.0, 32.0, 16.0, 16.0], num_frames=5)
 
     return Tiny(assemble(SanaWMPipeline, components), call)
 

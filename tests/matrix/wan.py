@@ -18,8 +18,8 @@ from diffusers import (
 from tiny_pipelines import NEGATIVE_PROMPT, PROMPT, T5_DIM, _wan_components
 
 from .clips import clip, clip_image_processor, clip_vision
-from .inputs import picture
-from .registry import Tiny, assemble, generator, tiny
+from .inputs import picture, small
+from .registry import Tiny, assemble, tiny
 
 MODEL: dict[str, Any] = {
     "num_attention_heads": 2,
@@ -35,16 +35,8 @@ CONDITIONED = 16 + 4 + 16  # channels: latents, mask of the frames that are give
 
 
 def wan_call(**more: Any) -> dict[str, Any]:
-    return {
-        "prompt": PROMPT,
-        "negative_prompt": NEGATIVE_PROMPT,
-        "height": 16,
-        "width": 16,
-        "num_inference_steps": 4,
-        "max_sequence_length": 16,
-        "output_type": "latent",
-        "generator": generator(),
-    } | more
+    texts = {"prompt": PROMPT, "negative_prompt": NEGATIVE_PROMPT, "max_sequence_length": 16}
+    return small(**texts | {"height": 16, "width": 16} | more)
 
 
 def with_image_encoder(transformer: Any) -> dict[str, Any]:
