@@ -11,56 +11,20 @@ into the models' cards.
 
 import argparse
 import json
-import platform
 import time
 from pathlib import Path
 
-import diffusers
 import numpy as np
 import torch
-from torch import nn
+from fashion_mnist import CACHE, Classifier, load_data, to_images
+from judge import Judge
+from report import environment, write_between
 
 from diffusers_kts import PRESETS, ClassConditionalFlowPipeline, KTSFlowMatchScheduler, embedded_model
-from diffusers_kts.frechet import FeatureStatistics, frechet_distance
 from diffusers_kts.memorization import measure_memorization
 
 RESULTS = Path(__file__).parent / "results" / "embedded_models.json"
 MARKS = ("<!-- measured by benchmarks/embedded_models.py -->", "<!-- end of measured -->")
-
-
-def to_images(x: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(x.astype(np.float32) / 255)[:, None]
-
-
-def train_classifier(images: torch.Tensor, labels: torch.Tensor, epochs: int) -> nn.Module:
-    torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Conv2d(1, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Conv2d(32, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Flatten(), nn.Dropout(0.3), nn.Linear(64 * 49, 128), nn.ReLU(), nn.Linear(128, 10),
-    )  # fmt: skip
-    batch, steps = 128, epochs * len(images) // 128
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
-    for _ in range(steps):
-        index = torch.randint(len(images), (batch,))
-        loss = nn.functional.cross_entropy(model(images[index]), labels[index], label_smoothing=0.05)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    return model.eval()
-
-
-@torch.no_grad()
-def predict(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    return torch.cat([model(part).argmax(1) for part in images.split(500)])
-
-
-@torch.no_grad()
-def statistics(model: nn.Module, images: torch.Tensor) -> FeatureStatistics:
-    """Of the last hidden layer, 128 features."""
-    return FeatureStatistics.of(torch.cat([model[:-1](part) for part in images.split(500)]))
 
 
 def sample(name: str, count: int, steps: int, guidance_scale: float = 1.0, preset: str = "off") -> dict:
@@ -81,10 +45,10 @@ def sample(name: str, count: int, steps: int, guidance_scale: float = 1.0, prese
     }
 
 
-def measure_presets(classifier: nn.Module, real: torch.Tensor, count: int) -> dict:
+def measure_presets(judge: Judge, count: int) -> dict:
     with np.load(embedded_model("memorising") / "training_images.npz") as data:
         training = to_images(data["images"])
-    reference, rows = statistics(classifier, real), {}
+    rows = {}
     for preset in PRESETS:
         drawn = sample("memorising", count, 100, preset=preset)
         images = drawn["images"]
@@ -94,18 +58,18 @@ def measure_presets(classifier: nn.Module, real: torch.Tensor, count: int) -> di
             "network_calls": drawn["network_calls"],
             "energy_per_dim": drawn["energy_per_dim"],
             "f_mem": [f_mem.fraction, f_mem.low, f_mem.high],
-            "frechet_distance": frechet_distance(statistics(classifier, images), reference),
-            "class_accuracy": (predict(classifier, images) == drawn["labels"]).float().mean().item(),
+            "frechet_distance": judge.frechet(images),
+            "class_accuracy": (judge.classifier.predict(images) == drawn["labels"]).float().mean().item(),
         }
         print(preset, rows[preset], flush=True)
     return {"training_images": len(training), "presets": rows}
 
 
-def measure_guidance(classifier: nn.Module, training: torch.Tensor, count: int) -> dict:
+def measure_guidance(classifier: Classifier, training: torch.Tensor, count: int) -> dict:
     rows = {}
     for guidance in (1.0, 1.5, 2.0):
         drawn = sample("generalising", count, 50, guidance)
-        right = (predict(classifier, drawn["images"]) == drawn["labels"]).float()
+        right = (classifier.predict(drawn["images"]) == drawn["labels"]).float()
         rows[str(guidance)] = {
             "class_accuracy": right.mean().item(),
             "per_class": [right[drawn["labels"] == c].mean().item() for c in range(10)],
@@ -114,14 +78,6 @@ def measure_guidance(classifier: nn.Module, training: torch.Tensor, count: int) 
             rows[str(guidance)]["f_mem"] = measure_memorization(drawn["images"], training).f_mem.fraction
         print("guidance", guidance, rows[str(guidance)], flush=True)
     return rows
-
-
-def write_card(name: str, figures: str) -> None:
-    """Put the figures between the two marks of the model's card."""
-    path = embedded_model(name) / "README.md"
-    before, _, rest = path.read_text().partition(MARKS[0])
-    _, _, after = rest.partition(MARKS[1])
-    path.write_text(f"{before}{MARKS[0]}\n{figures}\n{MARKS[1]}{after}")
 
 
 def write_cards(result: dict) -> None:
@@ -133,8 +89,8 @@ def write_cards(result: dict) -> None:
         "",
         f"F_mem of the unguided samples against all 60,000 training images: {result['generalising']['1.0']['f_mem']:.1%}.",
     ]
-    write_card("generalising", "\n".join(lines))
-    write_card("memorising", presets_table(result))
+    write_between(embedded_model("generalising") / "README.md", MARKS, "\n".join(lines))
+    write_between(embedded_model("memorising") / "README.md", MARKS, presets_table(result))
 
 
 def presets_table(result: dict) -> str:
@@ -160,21 +116,14 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=4)
     args = parser.parse_args()
     began = time.time()
-    with np.load(args.data) as data:
-        x, y = to_images(data["x_train"]), torch.from_numpy(data["y_train"]).long()
-        x_test, y_test = to_images(data["x_test"]), torch.from_numpy(data["y_test"]).long()
-    classifier = train_classifier(x, y, args.epochs)
-    accuracy = (predict(classifier, x_test) == y_test).float().mean().item()
+    data = load_data(args.data)
+    classifier = Classifier(data, args.epochs, CACHE)
     result = {
-        "classifier_test_accuracy": accuracy,
-        "memorising": measure_presets(classifier, x_test, args.num_samples),
-        "generalising": measure_guidance(classifier, x, args.num_samples),
+        "classifier_test_accuracy": classifier.accuracy,
+        "memorising": measure_presets(Judge(classifier, data.x_test), args.num_samples),
+        "generalising": measure_guidance(classifier, data.x_train, args.num_samples),
         "num_samples": args.num_samples,
-        "seconds": round(time.time() - began),
-        "device": f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
-        "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
-        "date": time.strftime("%Y-%m-%d"),
+        **environment(began),
     }
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(result, indent=2) + "\n")

@@ -17,11 +17,12 @@ from typing import Any
 
 import torch
 
-from .gain import flow_times
+from .gain import ON_GRID, flow_times
 
 FORMAT = "diffusers-kts/kpe"
 FORMAT_VERSION = "1"
 QUADRATURES = ("left", "trapezoid")
+DECIDED, SETTLED = 0.5, 0.9  # flow times: before the one `settling` looks for movement, from the other for rest
 LATE_START = 0.02  # a record that begins after this flow time lacks the launch (img2img, inpainting, custom sigmas)
 
 
@@ -55,6 +56,8 @@ class KPETrace:
         run (`int`): number of the run within the pipeline call, from 0; a run begins at `set_timesteps`.
         settings (`dict`): scheduler class and shaping settings.
         quadrature (`str`): "left" (Euler) or "trapezoid" (Heun, multistep).
+        turn (`torch.Tensor`, (B, N), *optional*): ``||v_i - v_{i-1}||``, 0 at the first evaluation; recorded on request, see
+            `KPERecorder`.
     """
 
     power: torch.Tensor
@@ -67,6 +70,7 @@ class KPETrace:
     run: int = 0
     settings: dict[str, Any] = field(default_factory=dict)
     quadrature: str = "left"
+    turn: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         steps = self.power.shape[-1]
@@ -75,6 +79,8 @@ class KPETrace:
                 f"power is {tuple(self.power.shape)}, sigmas {tuple(self.sigmas.shape)}, t {tuple(self.t.shape)}, gains "
                 f"{tuple(self.gains.shape)}; give (B, N), (N + 1,), (N + 1,) and (N,) or (B, N)."
             )
+        if self.turn is not None and self.turn.shape != self.power.shape:
+            raise ValueError(f"turn is {tuple(self.turn.shape)}, power {tuple(self.power.shape)}; give the same shape.")
         if self.quadrature not in QUADRATURES:
             raise ValueError(f"quadrature is {self.quadrature!r}; choose one of {', '.join(QUADRATURES)}.")
 
@@ -132,6 +138,32 @@ class KPETrace:
         """(B,) total path energy per latent dimension."""
         return self.path_energy.total / self.d
 
+    def estimate_change(self, start: float = 0.0, end: float = 1.0) -> torch.Tensor:
+        """(B,) length of the way that the data estimate ``x + (1 - t) v`` goes from flow time ``start`` up to ``end``,
+        ``sum_i (1 - t_i) ||v_i - v_{i-1}||``: exact for plain Euler steps.
+
+        Raises:
+            ValueError: the turn was not recorded.
+        """
+        if self.turn is None:
+            raise ValueError("the turn was not recorded; set record_turn = True on the scheduler or the monitored pipeline.")
+        t = self.t[:-1]
+        during = (t > start - ON_GRID) & (t < end - ON_GRID)
+        return (self.turn * ((1 - t) * during).to(self.turn)).sum(1)
+
+    @property
+    def settling(self) -> torch.Tensor:
+        """(B,) memorisation score: log of `estimate_change` before t = 0.5 over that from t = 0.9 on. High where the sample
+        was decided early and then rests, as memorised ones are; NaN where the record lacks one of the two (touchdown).
+
+        Ours; how well it tells memorised samples is measured in ``benchmarks/memorization_score.py``.
+
+        Raises:
+            ValueError: as `estimate_change`.
+        """
+        early, late = self.estimate_change(0.0, DECIDED), self.estimate_change(SETTLED)
+        return torch.where((early > 0) & (late > 0), (early / late).log(), torch.nan)
+
     def _energy(self, power: torch.Tensor) -> Energy:
         share = 0.5 * power * self.weights.to(power.dtype)
         early = (self.t[:-1] < self.tau_split).to(power.device)
@@ -145,6 +177,8 @@ class KPETrace:
             for part in ("total", "early", "late"):
                 columns[f"{name}_{part}"] = getattr(energy, part).tolist()
         columns["per_dim"] = self.per_dim.tolist()
+        if self.turn is not None:
+            columns["settling"] = self.settling.tolist()
         columns["nonfinite_step"] = self.nonfinite.tolist()
         return columns
 
@@ -172,7 +206,8 @@ class KPETrace:
         meta = {"tau_split": self.tau_split, "d": self.d, "stream": self.stream, "run": self.run, "settings": self.settings}
         meta["quadrature"] = self.quadrature
         metadata = {"format": FORMAT, "version": FORMAT_VERSION, "trace": json.dumps(meta)}
-        tensors = {name: getattr(self, name).contiguous() for name in ("power", "sigmas", "t", "gains")}
+        tensors = {name: getattr(self, name) for name in ("power", "sigmas", "t", "gains", "turn")}
+        tensors = {name: value.contiguous() for name, value in tensors.items() if value is not None}
         path = Path(path)
         partial = path.with_name(f".{path.name}.partial")
         partial.write_bytes(save(tensors, metadata=metadata))
@@ -215,13 +250,15 @@ class KPETrace:
             raise ValueError("there is no trace to join; give at least one.")
         first = traces[0]
         for other in traces[1:]:
-            if not torch.equal(first.sigmas, other.sigmas) or first.d != other.d or first.settings != other.settings:
+            same = first.d == other.d and first.settings == other.settings and (first.turn is None) == (other.turn is None)
+            if not same or not torch.equal(first.sigmas, other.sigmas):
                 raise ValueError("the traces differ in schedule, size or settings; join records of the same sampler only.")
         gains = first.gains
         if gains.ndim == 2:
             gains = torch.cat([trace.gains for trace in traces])
         power = torch.cat([trace.power for trace in traces])
-        return replace(first, power=power, gains=gains)
+        turn = None if first.turn is None else torch.cat([trace.turn for trace in traces if trace.turn is not None])
+        return replace(first, power=power, gains=gains, turn=turn)
 
 
 def quadrature_weights(sigmas: torch.Tensor, quadrature: str = "left") -> torch.Tensor:
@@ -246,6 +283,12 @@ def squared_norm(v: torch.Tensor) -> torch.Tensor:
     return squares.flatten(1).sum(1) if v.ndim > 1 else squares.reshape(-1)
 
 
+def _distance(v: torch.Tensor, last: torch.Tensor | None) -> torch.Tensor:
+    """(B,) ``||v - last||`` in at least fp32, or zeros."""
+    wide = torch.promote_types(v.dtype, torch.float32)
+    return squared_norm(v.to(wide) - (v if last is None else last).to(wide)).sqrt()
+
+
 def token_intervals(token_sigmas: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
     """(B, S, 1) interval from every token's own noise level (B, S) to the next lower one of the schedule, as diffusers'
     per-token steps go; 0 for tokens that are clean already."""
@@ -265,6 +308,8 @@ class _Run:
     steps: list[int] = field(default_factory=list)
     power: list[torch.Tensor] = field(default_factory=list)
     gains: list[Any] = field(default_factory=list)
+    turn: list[torch.Tensor] = field(default_factory=list)
+    last_velocity: torch.Tensor | None = None
 
 
 class KPERecorder:
@@ -272,12 +317,16 @@ class KPERecorder:
 
     A deep copy of the scheduler (audio latents, per-frame schedules) records into a stream of its own. Inside a monitored
     pipeline call, `session` gathers every stream and every run; outside, only the last run is kept.
+
+    With ``record_turn``, set before the run, it also records the turn of the velocity, for which a copy of the last velocity
+    is kept until the run ends.
     """
 
     def __init__(self, stream: str = "scheduler") -> None:
         self.stream = stream
         self.session: list[KPERecorder] | None = None
         self.runs: list[_Run] = []
+        self.record_turn = False
         self._warned = False
 
     @property
@@ -289,6 +338,8 @@ class KPERecorder:
         self, settings: Mapping[str, Any], tau_split: float, invert_sigmas: bool = False, quadrature: str = "left"
     ) -> None:
         """A run begins: the scheduler's `set_timesteps` was called."""
+        for run in self.runs[-1:]:
+            run.last_velocity = None
         if self.session is None:
             self.runs = []
         elif self.runs and not self.runs[-1].steps:
@@ -318,6 +369,10 @@ class KPERecorder:
         run.steps.append(step_index)
         run.power.append(power)
         run.gains.append(gain)
+        if self.record_turn and len(run.turn) == len(run.steps) - 1:
+            run.turn.append(_distance(v, run.last_velocity))
+            # a copy: compiled networks write the next velocity where this one lies
+            run.last_velocity = v.clone() if step_index + 2 < len(sigmas) else None
 
     def trace(self, run: int = -1) -> KPETrace | None:
         """The record so far; reads the device once. Warns once about velocities that were not finite."""
@@ -333,8 +388,9 @@ class KPERecorder:
         else:
             gains = torch.tensor(r.gains, dtype=torch.float64)
         number = run if run >= 0 else len(self.runs) + run
+        turn = torch.stack(r.turn, 1).cpu() if len(r.turn) == len(r.steps) else None
         trace = KPETrace(
-            power, sigmas[steps], t[steps], gains, r.tau_split, r.d, self.stream, number, dict(r.settings), r.quadrature
+            power, sigmas[steps], t[steps], gains, r.tau_split, r.d, self.stream, number, dict(r.settings), r.quadrature, turn
         )
         self._warn(trace)
         return trace
@@ -359,9 +415,9 @@ class KPERecorder:
         """Records of a copy are its own: the lists are copied, the tensors in them never change."""
         number = 1 + (len(self.session) if self.session is not None else 0)
         twin = KPERecorder(f"{self.stream} copy {number}" if self.session is not None else self.stream)
-        twin.runs = [copy.copy(run) for run in self.runs[-1:]]
+        twin.runs, twin.record_turn = [copy.copy(run) for run in self.runs[-1:]], self.record_turn
         for run in twin.runs:
-            run.steps, run.power, run.gains = list(run.steps), list(run.power), list(run.gains)
+            run.steps, run.power, run.gains, run.turn = list(run.steps), list(run.power), list(run.gains), list(run.turn)
         twin.session = self.session
         if self.session is not None:
             self.session.append(twin)

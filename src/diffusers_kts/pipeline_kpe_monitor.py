@@ -88,10 +88,13 @@ class KPEMonitorPipeline:
     Attributes:
         kpe (`KPETrace`): of the last call, of ``pipe.scheduler`` (its last run where a call has several); also ``out.kpe``.
         kpe_traces (`list[KPETrace]`): every stream (audio, per-frame copies) and run of the last call, never summed.
+        record_turn (`bool`, defaults to False): set it to have the turn of the velocity recorded too, which
+            `KPETrace.settling` needs; costs one kept copy of the velocity per stream.
     """
 
     kpe: KPETrace | None = None
     kpe_traces: list[KPETrace] = []
+    record_turn: bool = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -297,21 +300,22 @@ def _recording(pipeline: Any) -> Iterator[list[KPERecorder]]:
         for name, scheduler in _flow_schedulers(pipeline).items():
             if any(getattr(scheduler, "_kpe_recorder", None) is recorder for recorder in session):
                 continue  # one scheduler under two names
-            restore.append(_attach(scheduler, name, session))
+            restore.append(_attach(scheduler, name, session, pipeline.record_turn))
         yield session
     finally:
         for undo in restore:
             undo()
 
 
-def _attach(scheduler: Any, name: str, session: list[KPERecorder]) -> Callable[[], None]:
+def _attach(scheduler: Any, name: str, session: list[KPERecorder], record_turn: bool) -> Callable[[], None]:
     recorder: KPERecorder
     if hasattr(scheduler, "_kpe_recorder"):  # one of ours: it records anyway
         recorder = scheduler._kpe_recorder
         recorder.stream, recorder.session, recorder.runs = name, session, []
+        own_choice = recorder.record_turn
 
         def undo() -> None:
-            recorder.session, recorder.stream = None, "scheduler"
+            recorder.session, recorder.stream, recorder.record_turn = None, "scheduler", own_choice
             recorder.runs = recorder.runs[-1:]
     else:
         cls = scheduler.__class__
@@ -324,5 +328,6 @@ def _attach(scheduler: Any, name: str, session: list[KPERecorder]) -> Callable[[
             del scheduler._kpe_recorder
             vars(scheduler).pop("_kpe_exploding", None)
 
+    recorder.record_turn |= record_turn
     session.append(recorder)
     return undo

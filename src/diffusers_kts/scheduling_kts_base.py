@@ -96,6 +96,16 @@ class KTSSchedulerMixin:
         """The energy record of the last run (since `set_timesteps`), so far; None before its first step."""
         return self._kpe_recorder.trace()
 
+    @property
+    def record_turn(self) -> bool:
+        """Whether runs also record the turn of the velocity, which `KPETrace.settling` needs, at the cost of one kept copy of
+        the velocity; set it before the run. Off by default, and not saved with the configuration."""
+        return self._kpe_recorder.record_turn
+
+    @record_turn.setter
+    def record_turn(self, value: bool) -> None:
+        self._kpe_recorder.record_turn = bool(value)
+
     def schedule_table(self) -> ScheduleTable:
         """What happens at each network evaluation: step, sigma, t, eta and phase (launch, landing, touchdown)."""
         gains, table, t = self._current_gains(), ScheduleTable(), self._flow_times()[:-1].tolist()

@@ -1,0 +1,87 @@
+"""Where results go: figures as JSON, and the script's own section of ``benchmarks/RESULTS.md``."""
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+
+HERE = Path(__file__).parent
+SECTIONS = {
+    "paper_tables": "The paper's tables on Fashion-MNIST",
+    "frontier": "Quality against memorisation: KTS, touchdown, fewer steps",
+    "memorization_score": "A memorisation score from the trajectory alone",
+}
+PREFACE = """# Results
+
+Every section is written by the script it names; change the script, not the text. Sentences that begin with "Verdict" are
+computed from the numbers.
+"""
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """The options that the scripts have in common."""
+    result = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    result.add_argument("--data", required=True, help=".npz with x_train, y_train, x_test, y_test")
+    result.add_argument("--num-samples", type=int, default=500, help="per seed")
+    result.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    result.add_argument("--num-images", type=int, default=1024, help="training images of a model given as a snapshot")
+    result.add_argument("--epochs", type=int, default=4, help="of the classifier")
+    result.add_argument("--output", type=Path, default=HERE, help="folder of RESULTS.md and results/")
+    result.add_argument("--cache", type=Path, default=HERE / "cache", help="folder of what has been drawn already")
+    result.add_argument(
+        "--draw-only", action="store_true", help="fill the cache and stop, so that processes can share the work"
+    )
+    return result
+
+
+def environment(began: float) -> dict[str, Any]:
+    return {
+        "seconds": round(time.time() - began),
+        "device": f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def write_between(path: Path, marks: tuple[str, str], text: str) -> None:
+    """Put ``text`` between two marks of a file that has both."""
+    before, _, rest = path.read_text().partition(marks[0])
+    _, _, after = rest.partition(marks[1])
+    path.write_text(f"{before}{marks[0]}\n{text}\n{marks[1]}{after}")
+
+
+def write_section(output: Path, name: str, text: str, result: dict[str, Any]) -> None:
+    """The section of a script in ``RESULTS.md``, and its numbers in ``results/``."""
+    (output / "results").mkdir(parents=True, exist_ok=True)
+    (output / "results" / f"{name}.json").write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
+    path = output / "RESULTS.md"
+    if not path.exists():
+        empty = "".join(
+            f"\n## {title}\n\n{start}\n{end}\n"
+            for title, (start, end) in zip(SECTIONS.values(), map(marks, SECTIONS), strict=True)
+        )
+        path.write_text(PREFACE + empty)
+    run = result["environment"]
+    made = (
+        f"`python benchmarks/{name}.py`, {run['date']}: seeds {', '.join(map(str, result['seeds']))}, "
+        f"{result['num_samples']} samples of each; {run['device']}, Python {run['python']}, torch {run['torch']}, "
+        f"diffusers {run['diffusers']}."
+    )
+    write_between(path, marks(name), f"{made}\n\n{text}")
+
+
+def marks(name: str) -> tuple[str, str]:
+    return f"<!-- written by benchmarks/{name}.py -->", f"<!-- end of {name} -->"
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
