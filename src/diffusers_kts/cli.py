@@ -20,6 +20,8 @@ try:
     from .commands.audit import audit
     from .commands.demo import demo
     from .commands.doctor import doctor
+    from .commands.generate import generate
+    from .commands.verify import verify
 except ImportError as error:
     _lacks(error)
 
@@ -44,6 +46,8 @@ def kts(
 app.command()(demo)
 app.command()(audit)
 app.command()(doctor)
+app.command()(generate)
+app.command()(verify)
 
 
 def main() -> None:

@@ -1,0 +1,54 @@
+"""The files that need all blocks: ``metadata.jsonl`` by the Hub's convention, and the list of candidates."""
+
+import dataclasses
+import json
+from collections.abc import Iterable
+
+from .ledger import ASSEMBLED, Ledger
+from .storage import Store, Stored, discard
+
+METADATA = "metadata.jsonl"
+CANDIDATES = "candidates.jsonl"
+
+
+def assemble(store: Store, ledger: Ledger, format: str, selection: bool, blocks: Iterable[int]) -> dict[str, int]:
+    """Write them anew from the records of ``blocks``; numbers of ``blocks``, ``samples``, ``calls`` and ``calls_saved``."""
+    blocks = sorted(blocks)
+    sums = {"blocks": len(blocks), "samples": 0, "calls": 0, "calls_saved": 0}
+    names = ([METADATA] if format == "imagefolder" else []) + ([CANDIDATES] if selection else [])
+    partial = {name: store.partial() for name in names}
+    try:
+        files = {name: path.open("w", encoding="utf-8") for name, path in partial.items()}
+        for number in blocks:
+            record = ledger.record(number)
+            if record is None:
+                continue
+            sums["samples"] += record.samples
+            sums["calls"] += record.calls
+            sums["calls_saved"] += record.calls_saved
+            for name, rows in ((METADATA, record.rows), (CANDIDATES, record.candidates)):
+                if name in files:
+                    files[name].writelines(json.dumps(row) + "\n" for row in rows)
+        for file in files.values():
+            file.close()
+        for name, path in partial.items():
+            store.place(path, name)
+    except BaseException:
+        for path in partial.values():
+            discard(path)
+        raise
+    done = {name: dataclasses.asdict(store.stored(name)) for name in names}
+    store.write(ASSEMBLED, json.dumps({"files": done, "sums": sums}).encode())
+    return sums
+
+
+def assembled(store: Store, contents: bool) -> dict[str, int] | None:
+    """The sums, if the files are there as they were written, by size or by content; else None."""
+    try:
+        noted = json.loads(store.read(ASSEMBLED))
+        for name, stored in noted["files"].items():
+            if store.size(name) != stored["size"] or (contents and store.stored(name) != Stored(**stored)):
+                return None
+        return noted["sums"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
