@@ -6,7 +6,7 @@ A small convolutional classifier is trained on the real training images and judg
 plain 50-step samples of the generalising model. Samples of the memorising model, 100 steps, plain and with every preset from
 the same noises: F_mem (share with d1/d2 < 1/3, L2 in pixels) against its training images, and FD, the Frechet distance to the
 real test images in the classifier's last hidden layer. Writes ``benchmarks/results/embedded_models.json``, and its figures
-into the models' cards.
+into the models' cards and the README.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from diffusers_kts import PRESETS, ClassConditionalFlowPipeline, KTSFlowMatchSch
 from diffusers_kts.memorization import measure_memorization
 
 RESULTS = Path(__file__).parent / "results" / "embedded_models.json"
+README = Path(__file__).parents[1] / "README.md"
 MARKS = ("<!-- measured by benchmarks/embedded_models.py -->", "<!-- end of measured -->")
 
 
@@ -80,7 +81,7 @@ def measure_guidance(classifier: Classifier, training: torch.Tensor, count: int)
     return rows
 
 
-def write_cards(result: dict) -> None:
+def write_documents(result: dict) -> None:
     n, test = result["num_samples"], result["classifier_test_accuracy"]
     lines = [f"Classifier accuracy on real test images: {test:.1%}. On {n} samples, plain Euler, 50 steps, seed 1:", ""]
     lines += ["| guidance_scale | recognised as the asked-for class |", "|---|---|"]
@@ -90,7 +91,8 @@ def write_cards(result: dict) -> None:
         f"F_mem of the unguided samples against all 60,000 training images: {result['generalising']['1.0']['f_mem']:.1%}.",
     ]
     write_between(embedded_model("generalising") / "README.md", MARKS, "\n".join(lines))
-    write_between(embedded_model("memorising") / "README.md", MARKS, presets_table(result))
+    for document in (embedded_model("memorising") / "README.md", README):
+        write_between(document, MARKS, presets_table(result))
 
 
 def presets_table(result: dict) -> str:
@@ -127,7 +129,7 @@ def main() -> None:
     }
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(result, indent=2) + "\n")
-    write_cards(result)
+    write_documents(result)
 
 
 if __name__ == "__main__":

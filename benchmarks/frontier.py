@@ -30,7 +30,7 @@ LANDING, TOUCHDOWN, FEWER, BY_SAMPLE = "KTS, landing", "touchdown", "plain Euler
 FEWER_STEPS = (50, 20, 10, 5)
 SHARES = (0.25, 0.5, 0.75)  # of samples that touch down early under the per-sample rule
 TURNS_BEFORE = 0.4  # flow time at which the per-sample rule decides
-RESAMPLES = 60
+RESAMPLES = 40
 
 
 @dataclass(frozen=True)

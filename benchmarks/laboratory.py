@@ -9,6 +9,7 @@ import functools
 import hashlib
 import os
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -213,9 +214,11 @@ def integrate(network: nn.Module, sampler: Sampler, labels: torch.Tensor, draw: 
     """Go on from ``draw`` up to evaluation ``stop``, with the scheduler's own steps."""
     scheduler, first = sampler.scheduler(), draw.power.shape[1]
     scheduler.set_begin_index(first)
-    for i, timestep in enumerate(scheduler.timesteps[first:stop], first):
-        v = network(draw.x, timestep=timestep.expand(len(labels)), class_labels=labels).sample
-        draw.step(scheduler.step(v, timestep, draw.x)[0], v, float(scheduler.sigmas[i]))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "the run begins at step")  # the steps before were made by another call
+        for i, timestep in enumerate(scheduler.timesteps[first:stop], first):
+            v = network(draw.x, timestep=timestep.expand(len(labels)), class_labels=labels).sample
+            draw.step(scheduler.step(v, timestep, draw.x)[0], v, float(scheduler.sigmas[i]))
     return draw
 
 

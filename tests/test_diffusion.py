@@ -294,7 +294,7 @@ def test_energies_of_stock_cosmos_schedules_are_those_of_the_flow():
     from diffusers_kts.pipeline_kpe_monitor import _attach
 
     stock, session = FlowMatchEulerDiscreteScheduler(), []
-    undo = _attach(stock, "scheduler", session)
+    undo = _attach(stock, "scheduler", session, record_turn=False)
     ours = KTSFlowMatchScheduler(**OFF)
     for scheduler in (stock, ours):
         scheduler.set_timesteps(sigmas=[80.0, 20.0, 3.0, 0.5, 0.002])

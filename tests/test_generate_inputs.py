@@ -15,7 +15,7 @@ import pytest
 import yaml
 from accelerate import Accelerator
 from accelerate.commands.config.config_args import load_config_from_file
-from diffusers import DDIMScheduler
+from diffusers import PNDMScheduler
 from huggingface_hub import constants
 from hypothesis import given
 from hypothesis import strategies as st
@@ -148,8 +148,8 @@ def test_bad_input_is_refused_before_anything_is_written(kts, tmp_path, args, wo
 def test_models_that_are_no_flow_or_too_large_are_refused(kts, tmp_path, monkeypatch):
     pipe = tiny_sd3()
     pipe.save_pretrained(tmp_path / "flow")
-    pipe.scheduler = DDIMScheduler()
-    pipe.save_pretrained(tmp_path / "ddim")
+    pipe.scheduler = PNDMScheduler()
+    pipe.save_pretrained(tmp_path / "pndm")
     broken = tmp_path / "broken"
     ClassConditionalFlowPipeline.from_pretrained(embedded_model()).save_pretrained(broken)
     weights = next(broken.glob("transformer/*.safetensors"))
@@ -157,7 +157,7 @@ def test_models_that_are_no_flow_or_too_large_are_refused(kts, tmp_path, monkeyp
     (tmp_path / "p.txt").write_text("a fox")
     prompts = ["--prompts", "p.txt", "--output", "out", "--steps", 2, "--pipeline-args", "{max_sequence_length: 32}"]
     for model, more, words in (
-        ("ddim", prompts, "not flow matching"),
+        ("pndm", prompts, "not flow matching"),
         ("flow", [*prompts, "--height", 33], "divisible by"),
         ("flow", [*prompts, "--height", 10**7, "--width", 10**7], "does not run with these settings"),
         ("flow", ["--output", "out"], "there are no prompts"),
