@@ -63,8 +63,15 @@ def families(steps: int) -> dict[str, dict[str, Sampler]]:
         "KTS, launch .02": kts(0.02, (0, 0.02)),
         "touchdown, launch .02": {f"t_d {t:g}": replace(launched, touchdown=t) for t in marks},
         "KTS, launch .01": kts(0.01, (0.01,)),
-        "touchdown, a fifth of the steps": {
-            f"t_d {t:g}": replace(plain, touchdown=t, steps=max(1, steps // 5)) for t in (0.7, 0.6)
+        **{
+            f"touchdown, {share} of the steps": {
+                f"t_d {t:g}": replace(plain, touchdown=t, steps=max(1, steps // divisor)) for t in (0.8, 0.7, 0.6, 0.5)
+            }
+            for share, divisor in (("a fifth", 5), ("a tenth", 10))
+        },
+        "two steps from tau_split on, a fifth of the steps": {
+            f"tau_split {tau:g}": replace(plain, tau_split=tau, grid="coarse", steps=max(1, steps // 5))
+            for tau in (0.6, 0.5, 0.4)
         },
         "KTS, linear landing": kts(0, (0.2, 0.4), late_schedule="linear"),
         "KTS, tau_split .8": kts(0, (0.05,), tau_split=0.8),
@@ -151,6 +158,7 @@ def plot(results: dict[str, dict[str, list[Point]]], path: Path) -> None:
         TOUCHDOWN: ("#D55E00", "s-"),
         "touchdown, launch .02": ("#E69F00", "d:"),
         "touchdown, a fifth of the steps": ("#999999", "x--"),
+        "touchdown, a tenth of the steps": ("#000000", "+--"),
         BY_SAMPLE: ("#F0E442", "^--"),
         FEWER: ("#009E73", "*-."),
     }

@@ -69,7 +69,8 @@ def load_model(path: str | Path, data: Data, num_images: int = 1024) -> Model:
     elif shipped.exists():
         with np.load(shipped) as archive:
             training = to_images(archive["images"])
-    return Model(Path(path).stem, network, training)
+    name = f"{Path(path).parents[1].name}/{Path(path).stem}" if snapshot else folder.name
+    return Model(folder.parent.name if name == "pipeline" else name, network, training)
 
 
 @dataclass(frozen=True)

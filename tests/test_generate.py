@@ -13,7 +13,7 @@ import webdataset
 from PIL import Image
 from tiny_pipelines import TINY, tiny_ltx, tiny_sd3
 
-from diffusers_kts import KPEMonitorPipeline, KTSFlowMatchScheduler, embedded_model
+from diffusers_kts import KPEMonitorPipeline, KTSFlowMatchScheduler, KTSUniPCMultistepScheduler, embedded_model
 from diffusers_kts.generate import run_generate
 from diffusers_kts.generation.drawing import Writers
 from diffusers_kts.generation.plan import Plan
@@ -151,17 +151,17 @@ def test_videos(tmp_path, models):
         assert (tmp_path / format / name).stat().st_size > 2000
 
 
-def test_a_model_keeps_its_own_sampler_unless_told(tmp_path, models):
+def test_a_model_keeps_its_own_solver_shaped_or_not(tmp_path, models):
     (tmp_path / "p.txt").write_text("a wave")
     job = {"prompts": str(tmp_path / "p.txt"), "height": 32, "width": 32, "num_frames": 5, "steps": 3, "pipeline_args": SHORT}
     generate(tmp_path / "own", model=str(models / "wan"), **job)
     generate(tmp_path / "kts", model=str(models / "wan"), beta_0=0.02, **job)
     (own,), (kts,) = rows_of(tmp_path / "own"), rows_of(tmp_path / "kts")
     assert own["scheduler"] == "UniPCMultistepScheduler" and own["beta_0"] is None
-    assert kts["scheduler"] == "KTSFlowMatchScheduler" and (kts["beta_0"], kts["alpha_0"]) == (0.02, 0.0)
+    assert kts["scheduler"] == "KTSUniPCMultistepScheduler" and (kts["beta_0"], kts["alpha_0"]) == (0.02, 0.0)
     pipe = load_pipeline(models / "wan")
     pipe.set_progress_bar_config(disable=True)
-    pipe.scheduler = KTSFlowMatchScheduler.from_config(pipe.scheduler.config, alpha_0=0, beta_0=0.02)
+    pipe.scheduler = KTSUniPCMultistepScheduler.from_config(pipe.scheduler.config, alpha_0=0, beta_0=0.02)
     call = {"height": 32, "width": 32, "num_frames": 5, "num_inference_steps": 3} | SHORT
     pipe(["a wave"], generator=sample_generators(0, [0]), **call)
     assert kts["path_energy_total"] == float(pipe.scheduler.kpe.path_energy.total)

@@ -11,7 +11,7 @@ def _refuse(sentence: object) -> NoReturn:
 
 def _lacks(error: ImportError) -> NoReturn:
     package = (error.name or "a package").partition(".")[0]
-    _refuse(f'{package} is missing; install what the commands need: pip install "diffusers-kts[demo]"')
+    _refuse(f'{package} is missing; install what the commands need: pip install "diffusers-kts[demo,generate]"')
 
 
 try:

@@ -12,37 +12,13 @@ import PIL.Image
 import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, ModularPipeline
 
+from .fitting import fitting_scheduler
 from .models import NAMES, embedded_model
-from .pipeline_kpe_monitor import KPEMonitorPipeline, is_flow_matching, load_pipeline, schedulers_of
+from .pipeline_kpe_monitor import KPEMonitorPipeline, load_pipeline, schedulers_of
 from .presets import PRESETS
 from .scheduling_kts_base import KTSSchedulerMixin, ScheduleTable
-from .scheduling_kts_ddim import KTSDDIMScheduler
-from .scheduling_kts_dpmsolver_multistep import KTSDPMSolverMultistepScheduler
-from .scheduling_kts_euler_discrete import KTSEulerDiscreteScheduler
 from .scheduling_kts_flow_match import KTSFlowMatchScheduler
-from .scheduling_kts_flow_match_heun import KTSFlowMatchHeunScheduler
-from .scheduling_kts_unipc_multistep import KTSUniPCMultistepScheduler
 
-OURS: dict[str, type] = {
-    "FlowMatchEulerDiscreteScheduler": KTSFlowMatchScheduler,
-    "FlowMatchHeunDiscreteScheduler": KTSFlowMatchHeunScheduler,
-    "UniPCMultistepScheduler": KTSUniPCMultistepScheduler,
-    "DPMSolverMultistepScheduler": KTSDPMSolverMultistepScheduler,
-    "EulerDiscreteScheduler": KTSEulerDiscreteScheduler,
-    "DDIMScheduler": KTSDDIMScheduler,
-}
-# samplers of diffusion models whose configuration DPM-Solver++ takes over, as everywhere in diffusers
-REPLACEABLE = (
-    "DDPMScheduler",
-    "DEISMultistepScheduler",
-    "DPMSolverSinglestepScheduler",
-    "EulerAncestralDiscreteScheduler",
-    "HeunDiscreteScheduler",
-    "KDPM2DiscreteScheduler",
-    "LMSDiscreteScheduler",
-    "PNDMScheduler",
-    "SASolverScheduler",
-)
 FEW_STEPS = 8
 DRY_RUN_PARAMETERS = 50_000_000
 DRY_RUN_STEPS = 3
@@ -225,7 +201,7 @@ def _diagnose_scheduler(pipe: Any, name: str, scheduler: Any, steps: int, shapin
         ours, cls = type(scheduler).from_config(scheduler.config), type(scheduler)
         code = f"# pipe.{name} shapes already; its settings are in pipe.{name}.config"
     else:
-        cls, reason = _fitting(scheduler)
+        cls, reason = fitting_scheduler(scheduler)
         if cls is None:
             return SchedulerDiagnosis(name, found, None, warnings=(reason,))
         if reason:
@@ -272,25 +248,6 @@ def _default(cls: Any, name: str) -> Any:
     return inspect.signature(cls.__init__).parameters[name].default
 
 
-def _fitting(scheduler: Any) -> tuple[Any, str]:
-    """The KTS class for a scheduler, and a remark; or None and the reason."""
-    for kind in type(scheduler).__mro__:
-        if kind.__name__ in OURS:
-            return OURS[kind.__name__], ""
-    found = type(scheduler).__name__
-    if scheduler.config.get("stochastic_sampling") or scheduler.config.get("algorithm_type", "").startswith("sde"):
-        return None, f"{found} re-noises every step, shaping is defined for the ODE only"
-    if is_flow_matching(scheduler) and found in REPLACEABLE:
-        return KTSFlowMatchScheduler, f"there is no shaped {found}; this one takes Euler steps on its schedule"
-    if found in REPLACEABLE:
-        return KTSDPMSolverMultistepScheduler, f"there is no shaped {found}; this one takes its place, as in diffusers"
-    measured = "its energy is measured all the same" if is_flow_matching(scheduler) else "its energy is not measured either"
-    return None, (
-        f"{found} is no plain solver of the model's ODE (it re-noises, or its model was distilled to jump), so there is "
-        f"nothing to shape; {measured}"
-    )
-
-
 def _set_schedule(pipeline: str, ours: Any, steps: int) -> str:
     """Set the schedule as such pipelines do; a description of it."""
     if COSMOS in _remarks_of(pipeline) and isinstance(ours, FlowMatchEulerDiscreteScheduler):
@@ -318,7 +275,7 @@ def _dry_run(pipe: Any, diagnosis: Diagnosis, shaping: dict[str, Any]) -> str:
         arguments = _arguments(pipe)
         outputs = [_run(KPEMonitorPipeline.from_pipe(pipe), arguments)]
         if main is not None and main.use is not None and not isinstance(pipe.scheduler, KTSSchedulerMixin):
-            cls: Any = next(cls for cls in OURS.values() if cls.__name__ == main.use)
+            cls, _ = fitting_scheduler(pipe.scheduler)
             ours = cls.from_config(pipe.scheduler.config, **shaping)
             outputs.append(_run(KPEMonitorPipeline.from_pipe(pipe, scheduler=ours), arguments))
     except Exception as error:  # whatever a pipeline we do not know raises on arguments that we guessed

@@ -41,7 +41,8 @@ PRESETS: dict[str, Preset] = {
     ),
     "anti_memorization": Preset(
         "less memorisation without residual noise, with fewer network calls",
-        "ours, 8x8 digits, 300 training images, 50 steps: F_mem .363 -> .165, Frechet distance 7.36 -> 7.64",
+        "ours, benchmarks/frontier.py, Fashion-MNIST, 100 steps, models that memorised 40 and 77 %: F_mem 39.6 -> 20.2 and "
+        "76.9 -> 53.6 %, Frechet distance 19.51 -> 22.55 and 16.90 -> 17.93, both lower than with beta_0 = 0.02",
         touchdown=0.7,
     ),
 }

@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 
+from ..fitting import fitting_scheduler
 from ..kpe import KPETrace
 from ..models import NAMES, embedded_model
 from ..pipeline_kpe_monitor import KPEMonitorPipeline, load_pipeline, plain_class
-from ..scheduling_kts_flow_match import KTSFlowMatchScheduler
 from ..seeding import sample_generators, sample_seed
+from ..training_images import brief
 from .prompts import Prompt
 from .settings import GenerateSettings
 
@@ -45,7 +46,7 @@ def find_model(name: str) -> Path:
     try:
         return Path(DiffusionPipeline.download(name))
     except Exception as error:  # whatever the network or the Hub make it raise
-        raise ValueError(f"model {name!r} is no folder and cannot be downloaded ({_brief(error)}); {remedy}.") from error
+        raise ValueError(f"model {name!r} is no folder and cannot be downloaded ({brief(error)}); {remedy}.") from error
 
 
 def num_classes(folder: Path) -> int | None:
@@ -55,7 +56,7 @@ def num_classes(folder: Path) -> int | None:
             return None
         return int(json.loads((folder / "transformer" / "config.json").read_text())["num_embeds_ada_norm"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"model {str(folder)!r} is no pipeline folder ({_brief(error)}).") from error
+        raise ValueError(f"model {str(folder)!r} is no pipeline folder ({brief(error)}).") from error
 
 
 def fingerprint(folder: Path) -> str:
@@ -100,11 +101,14 @@ class Model:
         try:
             pipe = load_pipeline(folder, dtype=getattr(torch, settings.dtype))
         except Exception as error:  # whatever a damaged folder makes diffusers, safetensors or torch raise
-            raise ValueError(f"model {settings.model!r} cannot be loaded ({_brief(error)}).") from error
+            raise ValueError(f"model {settings.model!r} cannot be loaded ({brief(error)}).") from error
         self.pipe: Any = KPEMonitorPipeline.from_pipe(pipe)
         self.own_scheduler = pipe.scheduler
         if settings.shaping is not None:
-            self.pipe.scheduler = KTSFlowMatchScheduler.from_config(self.own_scheduler.config, **settings.shaping)
+            shaped, reason = fitting_scheduler(self.own_scheduler)
+            if shaped is None:
+                raise ValueError(f"model {settings.model!r} cannot be shaped ({reason}); leave preset and shaping out.")
+            self.pipe.scheduler = shaped.from_config(self.own_scheduler.config, **settings.shaping)
         self.name = plain_class(type(self.pipe)).__name__
         self.parameters = inspect.signature(type(self.pipe).__call__).parameters
         if not {"class_labels", "prompt"} & set(self.parameters) or "generator" not in self.parameters:
@@ -196,7 +200,7 @@ class Model:
         try:
             return self.draw(indices, prompts, **changes)
         except Exception as error:  # bad arguments, impossible sizes, no memory
-            raise ValueError(f"{self.name} does not run with these settings: {_brief(error)}") from error
+            raise ValueError(f"{self.name} does not run with these settings: {brief(error)}") from error
 
 
 def _pixels(output: Any) -> np.ndarray:
@@ -206,7 +210,3 @@ def _pixels(output: Any) -> np.ndarray:
             if pixels.ndim in (4, 5):
                 return pixels
     raise ValueError(f"the pipeline returned a {type(output).__name__} without images or frames; nothing to write.")
-
-
-def _brief(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
