@@ -240,8 +240,8 @@ def along_training(laboratories: list[Laboratory], seeds: list[int], sampler: Sa
         found.append({"snapshot": name, "f_mem": asdict(f), "f_mem_by_seed": by_seed, "energy_per_dim": energy})
         interval = f"{percent(f.fraction)} ({percent(f.low)} to {percent(f.high)})"
         rows.append([name, interval, f"{percent(min(by_seed))} to {percent(max(by_seed))}", f"{energy:.4f}"])
-    text = table(["snapshot", "F_mem % (95 %)", "seeds", "KPE per dim"], rows) if rows else "No snapshots given."
-    return "### Memorisation along training (plain Euler)\n\n" + text, found
+    text = table(["snapshot", "F_mem % (95 %)", "seeds", "KPE per dim"], rows)
+    return f"### Memorisation along training (plain Euler)\n\n{text}\n\n{laboratories[0].count} samples of each seed.", found
 
 
 def density(samples: torch.Tensor, training: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -315,16 +315,20 @@ def main() -> None:
     options.add_argument("--tables", nargs="+", choices=TABLES, default=TABLES)
     options.add_argument("--steps", type=int, default=100, help="of all tables but the solvers'")
     options.add_argument("--network-calls", type=int, nargs="+", default=[100, 250], help="of the solvers' table")
-    options.add_argument("--side-samples", type=int, default=100, help="per seed, in the tables of solvers and of training")
+    options.add_argument("--solver-samples", type=int, default=100, help="per seed, in the solvers' table")
+    options.add_argument("--snapshot-samples", type=int, default=100, help="per seed, in the table along training")
     options.add_argument("--support-steps", type=int, default=150, help="of the generalising model")
     args, began = options.parse_args(), time.time()
     if args.num_samples < GROUPS * NUM_CLASSES:
         raise SystemExit(f"--num-samples is {args.num_samples}; give {GROUPS * NUM_CLASSES} or more, to group every class.")
+    args.tables = [name for name in args.tables if name != "training" or args.snapshots]
     data = load_data(args.data)
     model = load_model(args.model, data, args.num_images)
-    laboratory, small = (Laboratory(model, count, args.cache) for count in (args.num_samples, args.side_samples))
+    laboratory, small = (Laboratory(model, count, args.cache) for count in (args.num_samples, args.solver_samples))
     general = Laboratory(load_model(args.generalising, data), args.num_samples, args.cache)
-    trained = [Laboratory(load_model(path, data, args.num_images), args.side_samples, args.cache) for path in args.snapshots]
+    trained = [
+        Laboratory(load_model(path, data, args.num_images), args.snapshot_samples, args.cache) for path in args.snapshots
+    ]
     plan, plain = Plan(args.steps, tuple(args.network_calls)), replace(PLAIN, steps=args.steps)
     observed = replace(PLAIN, steps=args.support_steps)
     compared: dict[str, tuple[Laboratory, dict[Any, Sampler], Callable[[Any], str]]] = {
@@ -357,7 +361,9 @@ def main() -> None:
     for name, (lab, samplers, write) in compared.items():
         bench = Bench(lab, judge, args.seeds)
         found = {key: bench.compare(sampler, even=name == "main") for key, sampler in samplers.items()}
-        texts.append(write(found) if lab.count == args.num_samples else f"{write(found)} {lab.count} samples of each seed.")
+        texts.append(write(found))
+        if lab.count != args.num_samples:
+            texts[-1] += f" {lab.count} samples of each seed, so its FD does not compare with other tables."
         results[name] = [{"row": str(key), **comparison.to_dict()} for key, comparison in found.items()]
     others: dict[str, Callable[[], tuple[str, Any]]] = {
         "training": lambda: along_training(trained, args.seeds, plain),

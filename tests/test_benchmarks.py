@@ -115,13 +115,14 @@ def test_the_scripts_write_their_sections_and_draw_nothing_twice(bench, monkeypa
     plain = ("--num-samples", 30, "--steps", 10)
     score = run(bench.memorization_score, monkeypatch, tmp_path, cache, *plain)
     assert score["chosen"] in score["models"][0]["scores"] and 0 < score["models"][0]["memorised"] < 1
-    frontier = run(bench.frontier, monkeypatch, tmp_path, cache, *plain)
+    few = ("--families", "touchdown, equal calls", "plain Euler, fewer steps")
+    frontier = run(bench.frontier, monkeypatch, tmp_path, cache, *plain, *few)
     points = {(p["family"], p["setting"]): p for p in frontier["models"][0]["points"]}
     assert points["touchdown", "t_d 0.5"]["network_calls"] == 6
     assert points["touchdown, equal calls", "t_d 0.7"]["network_calls"] == 10
     assert points["touchdown", "t_d 0.2"]["f_mem"]["count"] < points["touchdown", "plain"]["f_mem"]["count"]
     assert (tmp_path / "results" / "frontier.png").stat().st_size > 10_000
-    tables = ("--side-samples", 10, "--network-calls", 4, "--support-steps", 2, "--num-images", 20)
+    tables = ("--solver-samples", 10, "--snapshot-samples", 10, "--network-calls", 4, "--support-steps", 2, "--num-images", 20)
     weights = embedded_model() / "transformer" / "diffusion_pytorch_model.safetensors"
     paper = run(bench.paper_tables, monkeypatch, tmp_path, cache, *plain, *tables, "--snapshots", weights)
     assert [row["row"] for row in paper["main"]] == ["(0, 0)", "(0.01, 0.01)", "(0.02, 0)", "(0, 0.02)"]

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from . import __version__
 from .audit_measures import Findings, Yardsticks, measure
 from .audit_report import write_report
-from .audit_sampling import SAMPLERS, AuditModel, Batch
+from .audit_sampling import DRAWN, SAMPLERS, AuditModel, Batch
 from .audit_verdict import verdict
 from .features import FeatureSpace, feature_space
 from .kpe import KPETrace
@@ -36,7 +36,6 @@ from .written_together import written_together
 
 FILES = ("report.html", "report.json", "samples.parquet")
 MANIFEST, BLOCKS = "audit.json", "blocks"
-DRAWN = 4  # samplers that call the network at every step
 DTYPES = ("float32", "bfloat16", "float16")
 # not compared with those of the run begun: paths (their contents are), and what does not change a figure
 _FREE = ("model", "output", "training_images", "reference_images", "prompts", "overwrite")
@@ -170,11 +169,9 @@ def run_audit(settings: AuditSettings, show_progress: bool = True) -> AuditResul
     manifest = _manifest(settings, folder, space, model, training, real)
     _begin(settings, manifest)
     with tqdm(unit="step", disable=not show_progress) as bar:
-        images, traces, late_changes = _draw_missing(model, settings, shape, bar)
+        images, traces = _draw_missing(model, settings, shape, bar)
     with tqdm(desc="measuring", total=len(SAMPLERS), unit="sampler", disable=not show_progress) as bar:
-        findings = measure(
-            images, traces, late_changes, yardsticks, settings.headings(), settings.threshold, settings.seed, bar.update
-        )
+        findings = measure(images, traces, yardsticks, settings.headings(), settings.threshold, settings.seed, bar.update)
     notes = _notes(settings, model, space, findings, training, yardsticks)
     words = verdict(findings, space.name)
     report = {
@@ -276,12 +273,12 @@ def _begin(settings: AuditSettings, manifest: dict[str, Any]) -> None:
 
 def _draw_missing(
     model: AuditModel, settings: AuditSettings, shape: tuple[int, int, int], bar: tqdm
-) -> tuple[dict[str, torch.Tensor], dict[str, KPETrace], dict[str, torch.Tensor]]:
-    """All samples (uint8 steps in float, as a picture file has them), records and late changes of the data estimate, by
-    sampler; drawn where they are not there yet."""
+) -> tuple[dict[str, torch.Tensor], dict[str, KPETrace]]:
+    """All samples (uint8 steps in float, as a picture file has them) and records, by sampler; drawn where they are not there
+    yet."""
     size, count = settings.batch_size, settings.num_samples
     blocks = [range(start, min(start + size, count)) for start in range(0, count, size)]
-    bar.total = len(blocks) * DRAWN * settings.num_steps
+    bar.total = len(blocks) * len(DRAWN) * settings.num_steps
     folder = settings.output / BLOCKS
     for leftover in folder.glob(".partial-*"):
         shutil.rmtree(leftover)
@@ -300,13 +297,11 @@ def _draw_missing(
             held = _read(path)
             assert held is not None
         else:
-            bar.update(DRAWN * settings.num_steps)
+            bar.update(len(DRAWN) * settings.num_steps)
         whole.append(held)
     images = {name: torch.cat([held[name].images for held in whole]).float() / 255 for name in SAMPLERS}
-    own = [name for name, batch in whole[0].items() if batch.trace is not None]
-    traces = {name: KPETrace.cat([trace for held in whole if (trace := held[name].trace) is not None]) for name in own}
-    late = {name: torch.cat([late for held in whole if (late := held[name].late_change) is not None]) for name in own}
-    return images, traces, late
+    traces = {name: KPETrace.cat([trace for held in whole if (trace := held[name].trace) is not None]) for name in DRAWN}
+    return images, traces
 
 
 def _write(path: Path, batches: Mapping[str, Batch]) -> None:
@@ -315,9 +310,7 @@ def _write(path: Path, batches: Mapping[str, Batch]) -> None:
     partial = path.with_name(f".partial-{path.name}")
     partial.mkdir()
     pixels = {name: (255 * batch.images.nan_to_num(0)).round().to(torch.uint8).contiguous() for name, batch in batches.items()}
-    late = {name: batch.late_change for name, batch in batches.items() if batch.late_change is not None}
     (partial / "images.safetensors").write_bytes(save(pixels))
-    (partial / "late_change.safetensors").write_bytes(save(late))
     for name, batch in batches.items():
         if batch.trace is not None:
             batch.trace.save(partial / f"{name}.kpe.safetensors")
@@ -328,9 +321,9 @@ def _write(path: Path, batches: Mapping[str, Batch]) -> None:
 def _read(path: Path) -> dict[str, Batch] | None:
     """A block as it was written, images in uint8; None if it is missing or damaged."""
     try:
-        images, late = load_file(path / "images.safetensors"), load_file(path / "late_change.safetensors")
-        traces = {name: KPETrace.load(path / f"{name}.kpe.safetensors") for name in late}
-        return {name: Batch(images[name], traces.get(name), late.get(name)) for name in SAMPLERS}
+        images = load_file(path / "images.safetensors")
+        traces = {name: KPETrace.load(path / f"{name}.kpe.safetensors") for name in DRAWN}
+        return {name: Batch(images[name], traces.get(name)) for name in SAMPLERS}
     except (OSError, ValueError, KeyError, SafetensorError):
         return None
 

@@ -12,7 +12,7 @@ from .audit_sampling import SAMPLERS
 from .controls import net_displacement
 from .features import FeatureSpace
 from .frechet import FeatureStatistics, PrecisionRecall, frechet_distance, precision_recall
-from .kpe import KPETrace
+from .kpe import SETTLED, KPETrace
 from .memorization import (
     Memorization,
     MemorizedFraction,
@@ -34,8 +34,9 @@ STATISTICS: dict[str, Callable[[KPETrace], torch.Tensor]] = {
     "late share of energy": lambda trace: trace.path_energy.late / trace.path_energy.total,
     "peak power": lambda trace: trace.path_power.amax(1),
     "last power": lambda trace: trace.path_power[:, -1],
+    "late change of the data estimate": lambda trace: trace.estimate_change(SETTLED),
+    "settling": lambda trace: trace.settling,
 }
-LATE_CHANGE = "late change of the data estimate"
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,6 @@ class Yardsticks:
 def measure(
     images: Mapping[str, torch.Tensor],
     traces: Mapping[str, KPETrace],
-    late_changes: Mapping[str, torch.Tensor],
     yardsticks: Yardsticks,
     headings: Mapping[str, str],
     threshold: float,
@@ -156,8 +156,6 @@ def measure(
         memorization = yardsticks.memorization(images[name], features, threshold)
         plain = found.get("euler")
         statistics = {key: statistic(trace) for key, statistic in STATISTICS.items()} if trace is not None else {}
-        if name in late_changes:
-            statistics[LATE_CHANGE] = late_changes[name]
         found[name] = Findings(
             headings[name],
             images[name],

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from .audit_figures import plot_energies, plot_groups, plot_shares
-from .audit_measures import LATE_CHANGE, STATISTICS, Findings
+from .audit_measures import STATISTICS, Findings
 from .audit_sampling import CONTROLS
 from .plotting import plot_neighbours, plot_power, plot_samples
 
@@ -53,7 +53,7 @@ def write_report(
         shown=min(SHOWN, len(plain.images)),
         counts={"memorised": memorized, "other": len(plain.images) - memorized},
         separation_headings=[labels[name] for name in MAIN],
-        separations=[{"name": key, "cells": [_auc(found[name], key) for name in MAIN]} for key in (*STATISTICS, LATE_CHANGE)],
+        separations=[{"name": key, "cells": [_auc(found[name], key) for name in MAIN]} for key in STATISTICS],
         details=_details(report),
     )
     path.write_text(html, encoding="utf-8")

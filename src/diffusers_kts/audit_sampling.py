@@ -17,7 +17,6 @@ from .scheduling_kts_flow_match import KTSFlowMatchScheduler
 from .seeding import sample_generators
 from .training_images import brief, resized
 
-LATE = 0.8
 DECODING_STEPS = 2  # a single step leaves a schedule with a terminal shift (LTX) undefined
 SAMPLERS = {
     "euler": "plain Euler",
@@ -28,40 +27,25 @@ SAMPLERS = {
     "finished": "control: KTS finished",
 }
 CONTROLS = ("even", "noise", "finished")
+DRAWN = ("euler", "kts", "touchdown", "even")  # those that call the network at every step
 
 
 class ObservedScheduler(KTSFlowMatchScheduler):
-    """`KTSFlowMatchScheduler` that keeps its last velocity and adds up how far the data estimate still moves late in the run
-    (ours): ``late_change`` (B,) is the sum of ``||x1_hat(t_i) - x1_hat(t_{i-1})||`` over ``t_i > 0.8``, NaN without steps
-    there. Paths to memorised images settle early.
-    """
+    """`KTSFlowMatchScheduler` that keeps the network's last output."""
 
     velocity: torch.Tensor
-    late_change: torch.Tensor
-    _estimate: torch.Tensor | None = None
 
     def step(self, model_output: Any, timestep: Any, sample: Any, *args: Any, **kwargs: Any) -> Any:
-        result = super().step(model_output, timestep, sample, *args, **kwargs)
-        index = self.step_index - 1
-        # as a touchdown goes, whichever way sigmas run
-        estimate = sample.float() + (self.sigmas[-1] - self.sigmas[index]) * model_output.float()
-        if self._estimate is None:
-            self.late_change = torch.full((len(sample),), torch.nan, device=sample.device)
-        elif self._flow_times()[index] > LATE:
-            moved = (estimate - self._estimate).flatten(1).norm(dim=1)
-            self.late_change = self.late_change.nan_to_num(0) + moved
-        self._estimate, self.velocity = estimate, model_output
-        return result
+        self.velocity = model_output
+        return super().step(model_output, timestep, sample, *args, **kwargs)
 
 
 @dataclass
 class Batch:
-    """What one sampler drew: images (b, C, H, W) in [0, 1], and, except of samples made from others, the energies and the
-    late change of the data estimate (b,)."""
+    """What one sampler drew: images (b, C, H, W) in [0, 1], and, except of samples made from others, the energies."""
 
     images: torch.Tensor
     trace: KPETrace | None = None
-    late_change: torch.Tensor | None = None
 
 
 @dataclass
@@ -148,7 +132,7 @@ class AuditModel:
             generators = sample_generators(seed, block)
             drawn[name] = self._draw(block, generators, num_steps, shaping, lambda: advance(name, 1))
             run = drawn[name]
-            batches[name] = Batch(resized(run.images, size), run.trace, run.scheduler.late_change.cpu())
+            batches[name] = Batch(resized(run.images, size), run.trace)
             advance(name, num_steps - run.trace.num_steps)  # a touchdown takes fewer
             return generators
 
@@ -183,6 +167,7 @@ class AuditModel:
             return tensors
 
         scheduler = self.pipe.scheduler = ObservedScheduler.from_config(self.config, **shaping)
+        scheduler.record_turn = True
         images = self._call(block, generators, num_steps, keep)
         trace = scheduler.kpe
         if trace is None or len(trace) != len(block):
