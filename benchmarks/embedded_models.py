@@ -5,8 +5,8 @@
 A small convolutional classifier is trained on the real training images and judged on the real test images; then it judges
 plain 50-step samples of the generalising model. Samples of the memorising model, 100 steps, plain and with every preset from
 the same noises: F_mem (share with d1/d2 < 1/3, L2 in pixels) against its training images, and FD, the Frechet distance to the
-real test images in the classifier's last hidden layer. Writes ``benchmarks/results/embedded_models.json``, and its figures
-into the models' cards and the README.
+real test images in the classifier's last hidden layer. Writes ``benchmarks/results/embedded_models.json``, from which
+``kts card`` writes the models' cards, and the table of the README.
 """
 
 import argparse
@@ -81,20 +81,6 @@ def measure_guidance(classifier: Classifier, training: torch.Tensor, count: int)
     return rows
 
 
-def write_documents(result: dict) -> None:
-    n, test = result["num_samples"], result["classifier_test_accuracy"]
-    lines = [f"Classifier accuracy on real test images: {test:.1%}. On {n} samples, plain Euler, 50 steps, seed 1:", ""]
-    lines += ["| guidance_scale | recognised as the asked-for class |", "|---|---|"]
-    lines += [f"| {scale} | {row['class_accuracy']:.1%} |" for scale, row in result["generalising"].items()]
-    lines += [
-        "",
-        f"F_mem of the unguided samples against all 60,000 training images: {result['generalising']['1.0']['f_mem']:.1%}.",
-    ]
-    write_between(embedded_model("generalising") / "README.md", MARKS, "\n".join(lines))
-    for document in (embedded_model("memorising") / "README.md", README):
-        write_between(document, MARKS, presets_table(result))
-
-
 def presets_table(result: dict) -> str:
     lines = [
         f"{result['num_samples']} samples, 100 steps, seed 1; FD: Frechet distance to real test images, classifier features.",
@@ -129,7 +115,7 @@ def main() -> None:
     }
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(result, indent=2) + "\n")
-    write_documents(result)
+    write_between(README, MARKS, presets_table(result))
 
 
 if __name__ == "__main__":

@@ -11,16 +11,19 @@ def _refuse(sentence: object) -> NoReturn:
 
 def _lacks(error: ImportError) -> NoReturn:
     package = (error.name or "a package").partition(".")[0]
-    _refuse(f'{package} is missing; install what the commands need: pip install "diffusers-kts[demo,generate]"')
+    _refuse(f'{package} is missing; install what the commands need: pip install "diffusers-kts[demo,generate,space]"')
 
 
 try:
     import typer
 
     from .commands.audit import audit
+    from .commands.card import card
     from .commands.demo import demo
     from .commands.doctor import doctor
     from .commands.generate import generate
+    from .commands.publish import publish
+    from .commands.space import space
     from .commands.verify import verify
 except ImportError as error:
     _lacks(error)
@@ -44,9 +47,12 @@ def kts(
 
 
 app.command()(demo)
-app.command()(audit)
 app.command()(doctor)
+app.command()(audit)
 app.command()(generate)
+app.command()(card)
+app.command()(publish)
+app.command()(space)
 app.command()(verify)
 
 

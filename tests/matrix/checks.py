@@ -305,7 +305,8 @@ def check_callback(case: Case) -> str | None:
     case.shape(**SHAPED)
     monitored = case.call(KPEMonitorPipeline.from_pipe(case.pipe), callback=True)
     assert len(case.euler.callbacks) > 0
-    assert case.shaped.callbacks == case.off.callbacks == case.euler.callbacks == monitored.callbacks
+    same = case.shaped.callbacks == case.off.callbacks == case.euler.callbacks == monitored.callbacks
+    assert same, "steps or timesteps of the callbacks differ"
     return None
 
 

@@ -56,12 +56,8 @@ MODEL: dict[str, Any] = {
     "extra_pos_embed_type": None,
     "concat_padding_mask": False,  # needs torchvision
 }
-KARRAS = {
-    "off": Limit(
-        "the stock Euler scheduler takes Karras' levels, 200 to 0.01, as they are; UniPC and ours map them to 0 ... 1",
-        error="outputs differ",
-    )
-}
+LEVELS = "the stock Euler scheduler takes Karras' levels, 200 to 0.01, as they are; UniPC and ours map them to 0 ... 1"
+KARRAS = {"off": Limit(LEVELS, error="outputs differ"), "callback": Limit(LEVELS, error="timesteps of the callbacks differ")}
 LM_LAYERS = LM["num_hidden_layers"] * LM["hidden_size"]  # Cosmos 2.5 takes the features of all layers
 
 
