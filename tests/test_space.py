@@ -234,7 +234,16 @@ def _in_a_fork(function):
     return call
 
 
-def test_zero_gpu_gets_its_record_back(memorising, monkeypatch):
+@pytest.fixture
+def one_thread():
+    """OpenMP's threads do not live on in a fork, where a second one would be waited for in vain."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_zero_gpu_gets_its_record_back(memorising, monkeypatch, one_thread):
     """On ZeroGPU the function that draws runs in a fork: the images and the record come back by value."""
     expected = memorising.draw(Drawing("Bag", 0, 3, 1), preset("landing"))
     monkeypatch.setattr(model.gpu, "spaces", SimpleNamespace(GPU=lambda duration: _in_a_fork))
