@@ -11,7 +11,7 @@ import pytest
 import torch
 import webdataset
 from PIL import Image
-from tiny_pipelines import TINY, tiny_ltx, tiny_sd3
+from tiny_pipelines import TINY, tiny_ltx
 
 from diffusers_kts import KPEMonitorPipeline, KTSFlowMatchScheduler, KTSUniPCMultistepScheduler, embedded_model
 from diffusers_kts.generate import run_generate
@@ -79,7 +79,8 @@ def test_prompts_go_their_way(tmp_path, models, prompts):
     assert (rows[0]["prompts_seed"], rows[0]["seed"], rows[2]["prompts_seed"]) == (1, 0, None)
     assert rows[0]["scheduler"] == "FlowMatchEulerDiscreteScheduler" and rows[0]["alpha_0"] is None
 
-    pipe = KPEMonitorPipeline.from_pipe(tiny_sd3())
+    pipe = KPEMonitorPipeline.from_pretrained(models / "sd3")
+    pipe.set_progress_bar_config(disable=True)
     drawn = pipe(
         [rows[i]["prompt"] for i in range(3)],
         negative_prompt=["blurry"] * 3,
