@@ -1,7 +1,5 @@
 """kts doctor and diagnose: on real tiny pipelines, and on what is none."""
 
-import sys
-
 import pytest
 import torch
 from diffusers import (
@@ -28,7 +26,7 @@ from tiny_pipelines import (
 )
 
 import diffusers_kts
-from diffusers_kts import KTSFlowMatchScheduler, KTSUniPCMultistepScheduler, cli, diagnose
+from diffusers_kts import KTSFlowMatchScheduler, KTSUniPCMultistepScheduler, diagnose
 
 USED = {
     "sd3": "KTSFlowMatchScheduler",
@@ -128,26 +126,18 @@ def test_the_dry_run_says_what_failed():
     assert diagnose(pipe).dry_run == "none, since its models are not loaded"
 
 
-def kts(monkeypatch, capsys, *arguments):
-    monkeypatch.setattr(sys, "argv", ["kts", *map(str, arguments)])
-    with pytest.raises(SystemExit) as end:
-        cli.main()
-    out = capsys.readouterr()
-    return end.value.code or 0, out.out, out.err
-
-
-def test_command_on_folders(monkeypatch, capsys, tmp_path):
+def test_command_on_folders(kts, tmp_path):
     pipe = tiny_wan()
     pipe.scheduler = KTSUniPCMultistepScheduler.from_config(pipe.scheduler.config)
     pipe.save_pretrained(tmp_path / "wan")
-    code, out, _ = kts(monkeypatch, capsys, "doctor", "--model", tmp_path / "wan", "--steps", 6)
+    code, out, _ = kts("doctor", "--model", tmp_path / "wan", "--steps", 6)
     assert code == 0 and "WanPipeline, 6 steps" in out and "energy per dim" in out
-    code, out, _ = kts(monkeypatch, capsys, "doctor", "--model", "memorising", "--touchdown", 0.7, "--no-dry-run")
+    code, out, _ = kts("doctor", "--model", "memorising", "--touchdown", 0.7, "--no-dry-run")
     assert code == 0 and "touchdown" in out and "touchdown=0.7" in out and "dry run" not in out
     pipe = tiny_sd3()
     pipe.scheduler = FlowMatchLCMScheduler()
     pipe.save_pretrained(tmp_path / "lcm")
-    code, out, err = kts(monkeypatch, capsys, "doctor", "--model", tmp_path / "lcm", "--no-dry-run")
+    code, out, err = kts("doctor", "--model", tmp_path / "lcm", "--no-dry-run")
     assert code == 2 and "re-noises" in out and "Traceback" not in err
 
 
@@ -163,13 +153,14 @@ def test_only_the_schedulers_of_large_models_are_loaded(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("broken", ["missing", "empty", "damaged"])
-def test_what_is_no_pipeline_is_refused_in_one_sentence(monkeypatch, capsys, tmp_path, broken):
+def test_what_is_no_pipeline_is_refused_in_one_sentence(kts, tmp_path, broken):
     if broken != "missing":
         (tmp_path / "model").mkdir()
     if broken == "damaged":
         (tmp_path / "model" / "model_index.json").write_text("{")
-    code, out, err = kts(monkeypatch, capsys, "doctor", "--model", tmp_path / "model")
+    code, out, err = kts("doctor", "--model", tmp_path / "model")
     assert code == 2 and err.startswith("kts: ") and "Traceback" not in err and not out
+    assert "no folder; give a pipeline folder, a Hub id" in err or broken != "missing"
 
 
 def test_wrong_arguments_are_refused_with_the_remedy():

@@ -13,11 +13,12 @@ import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, ModularPipeline
 
 from .fitting import fitting_scheduler
-from .models import NAMES, embedded_model
+from .models import NAMES, REMEDY, check_model_name, embedded_model
 from .pipeline_kpe_monitor import KPEMonitorPipeline, load_pipeline, schedulers_of
 from .presets import PRESETS
 from .scheduling_kts_base import KTSSchedulerMixin, ScheduleTable
 from .scheduling_kts_flow_match import KTSFlowMatchScheduler
+from .training_images import brief
 
 FEW_STEPS = 8
 DRY_RUN_PARAMETERS = 50_000_000
@@ -119,14 +120,18 @@ def load_for_diagnosis(model: str | os.PathLike) -> Any:
     """The pipeline of an embedded model, a folder or a Hub id; of large ones the schedulers only.
 
     Raises:
-        ValueError or OSError: there is no readable pipeline.
+        ValueError: there is no readable pipeline.
     """
+    check_model_name(str(model))
     if str(model) in NAMES:
         return load_pipeline(embedded_model(str(model)))
     folder = Path(model)
     if folder.exists() and _size(folder) < LIGHT_BYTES:
         return load_pipeline(folder)
-    config = DiffusionPipeline.load_config(model)
+    try:
+        config = DiffusionPipeline.load_config(model)
+    except Exception as error:  # whatever a damaged folder, the network or the Hub make it raise
+        raise ValueError(f"model {str(model)!r} cannot be read ({brief(error)}); {REMEDY}.") from error
     parts = {name: part for name, part in config.items() if isinstance(part, (list, tuple)) and len(part) == 2}
     absent = {name: None for name, (_, kind) in parts.items() if kind is not None and "Scheduler" not in kind}
     return load_pipeline(model, **absent)

@@ -15,7 +15,7 @@ from diffusers import DiffusionPipeline
 
 from ..fitting import fitting_scheduler
 from ..kpe import KPETrace
-from ..models import NAMES, embedded_model
+from ..models import NAMES, REMEDY, check_model_name, embedded_model
 from ..pipeline_kpe_monitor import KPEMonitorPipeline, load_pipeline, plain_class
 from ..seeding import sample_generators, sample_seed
 from ..training_images import brief
@@ -36,17 +36,15 @@ def find_model(name: str) -> Path:
     Raises:
         ValueError: there is none.
     """
+    check_model_name(name)
     if name in NAMES:
         return embedded_model(name)
     if Path(name).is_dir():
         return Path(name)
-    remedy = f"give a pipeline folder, a Hub id, or {' or '.join(NAMES)}"
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise ValueError(f"model {name!r} is no folder; {remedy}.")
     try:
         return Path(DiffusionPipeline.download(name))
     except Exception as error:  # whatever the network or the Hub make it raise
-        raise ValueError(f"model {name!r} is no folder and cannot be downloaded ({brief(error)}); {remedy}.") from error
+        raise ValueError(f"model {name!r} is no folder and cannot be downloaded ({brief(error)}); {REMEDY}.") from error
 
 
 def num_classes(folder: Path) -> int | None:
