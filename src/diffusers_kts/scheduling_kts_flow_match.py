@@ -114,7 +114,7 @@ class KTSFlowMatchScheduler(KTSSchedulerMixin, FlowMatchEulerDiscreteScheduler):
     def _convert_to_karras(self, in_sigmas: torch.Tensor, num_inference_steps: int) -> Any:
         """The multistep schedulers put a flow model on ``sigma / (1 + sigma)`` of Karras' levels (Cosmos 2.5: 200 to 0.01)."""
         sigmas = super()._convert_to_karras(in_sigmas, num_inference_steps)
-        return sigmas / (1 + sigmas) if self.config.get("use_flow_sigmas") else sigmas
+        return flow_sigma(sigmas) if self.config.get("use_flow_sigmas") else sigmas
 
     def index_for_timestep(self, timestep: Any, schedule_timesteps: torch.Tensor | None = None) -> int:
         try:

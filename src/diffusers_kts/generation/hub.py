@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from ..publishing.upload import check_repo, upload
 from .assemble import CANDIDATES, METADATA
 from .ledger import Manifest
 from .settings import GenerateSettings
@@ -69,12 +70,7 @@ that happened, `model_energy_*` of the network's own field, each in total, befor
 
 def check_hub(settings: GenerateSettings, store: Store) -> None:
     """Raises ValueError for an output that cannot be uploaded, before anything is drawn."""
-    from huggingface_hub.utils import HFValidationError, validate_repo_id
-
-    try:
-        validate_repo_id(settings.push_to_hub or "")
-    except HFValidationError as error:
-        raise ValueError(f"push_to_hub is {settings.push_to_hub!r} ({error}); give owner/name.") from error
+    check_repo(settings.push_to_hub or "", "push_to_hub")
     if not store.is_local:
         raise ValueError(f"push_to_hub needs a local output, not {store.url}; or write to hf://datasets/owner/name directly.")
 
@@ -85,21 +81,8 @@ def push_to_hub(settings: GenerateSettings, store: Store, manifest: Manifest, su
     Raises:
         OSError: the Hub cannot be reached or refuses.
     """
-    from huggingface_hub import HfApi
-
-    repo, api = str(settings.push_to_hub), HfApi()
     folders = [path.name for path in Path(store.root).iterdir()]
     store.write("README.md", data_card(manifest, sums, folders).encode())
-    try:
-        url = api.create_repo(repo, repo_type="dataset", private=not settings.public, exist_ok=True)
-        api.upload_folder(
-            folder_path=store.root,
-            repo_id=repo,
-            repo_type="dataset",
-            ignore_patterns=[f"{PRIVATE}/*"],
-            commit_message=f"{sums['samples']} samples by kts generate",
-        )
-    except Exception as error:  # whatever the network or the Hub make it raise
-        reason = " ".join(str(error).split())
-        raise OSError(f"the data set is complete, but {repo} cannot be written ({reason}); run the command again.") from error
-    return str(url)
+    message = f"{sums['samples']} samples by kts generate"
+    repo = str(settings.push_to_hub)
+    return upload(store.root, repo, "dataset", settings.public, message, [f"{PRIVATE}/*"], what="the data set")
