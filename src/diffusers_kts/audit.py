@@ -24,6 +24,8 @@ from .audit_measures import Findings, Yardsticks, measure
 from .audit_report import write_report
 from .audit_sampling import DRAWN, SAMPLERS, AuditModel, Batch
 from .audit_verdict import verdict
+from .checkpoints import sha256
+from .devices import usable_device
 from .features import FeatureSpace, feature_space
 from .kpe import KPETrace
 from .memorization import THRESHOLD
@@ -154,7 +156,7 @@ def run_audit(settings: AuditSettings, show_progress: bool = True) -> AuditResul
     path = settings.training_images or folder / "training_images.npz"
     if not path.exists():
         raise ValueError(f"there are no training images at {path}; give a file or folder with --training-images.")
-    device = _device(settings.device)
+    device = usable_device(settings.device)
     space = feature_space(settings.features, device)
     arguments = {name: getattr(settings, name) for name in ("guidance_scale", "height", "width")}
     model = AuditModel(folder, _prompts(settings.prompts), device, getattr(torch, settings.dtype), arguments)
@@ -191,13 +193,6 @@ def run_audit(settings: AuditSettings, show_progress: bool = True) -> AuditResul
     return AuditResult(findings, words, report, [output / name for name in FILES], notes)
 
 
-def _device(name: str) -> torch.device:
-    try:
-        return torch.zeros(1, device=("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name).device
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {name!r} cannot be used ({brief(error)}); give auto, cpu, or one that is there.") from error
-
-
 def _prompts(path: Path | None) -> list[str]:
     if path is None:
         return []
@@ -220,7 +215,7 @@ def _manifest(
     chosen["shaping"] = settings.shapings()["kts"]
     chosen |= {"features": space.name, "device": str(model.pipe.device.type)}
     digests = {
-        "model": _digest(
+        "model": sha256(
             path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix in (".json", ".safetensors")
         ),
         "training_images": hashlib.sha256(training.contiguous().numpy().data).hexdigest(),
@@ -229,15 +224,6 @@ def _manifest(
     }
     versions = {"diffusers_kts": __version__, "diffusers": diffusers.__version__, "torch": torch.__version__}
     return {"settings": chosen, "sha256": digests, "versions": versions | {"python": platform.python_version()}}
-
-
-def _digest(files: Any) -> str:
-    digest = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as file:
-            while piece := file.read(1 << 22):
-                digest.update(piece)
-    return digest.hexdigest()
 
 
 def _begin(settings: AuditSettings, manifest: dict[str, Any]) -> None:

@@ -21,6 +21,7 @@ try:
     from .commands.card import card
     from .commands.demo import demo
     from .commands.doctor import doctor
+    from .commands.evaluate import evaluate
     from .commands.generate import generate
     from .commands.publish import publish
     from .commands.space import space
@@ -50,6 +51,7 @@ app.command()(demo)
 app.command()(doctor)
 app.command()(audit)
 app.command()(generate)
+app.command()(evaluate)
 app.command()(card)
 app.command()(publish)
 app.command()(space)

@@ -1,7 +1,6 @@
 """Feature spaces: where Frechet distances, precision and recall are measured. Its name belongs to the number."""
 
 import importlib
-import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +8,9 @@ from typing import Any
 
 import torch
 
+from .checkpoints import sha256
 from .training_images import brief
 
-INCEPTION_WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
 BATCH_SIZE = 64
 
 
@@ -24,12 +23,16 @@ class FeatureSpace:
         network (`Callable`): given a batch on ``device``.
         device (`torch.device`): where the network runs.
         note (`str`): why this space, where the user did not choose it.
+        sha256 (`str`, *optional*): of the network's weights, where they are a file.
+        resize (`str`): what the network itself does to the size of an image.
     """
 
     name: str
     network: Callable[[torch.Tensor], torch.Tensor]
     device: torch.device = torch.device("cpu")
     note: str = ""
+    sha256: str | None = None
+    resize: str = "none"
 
     @torch.no_grad()
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
@@ -65,12 +68,14 @@ def feature_space(choice: str, device: torch.device | str = "cpu") -> FeatureSpa
     Raises:
         ValueError: it is not available, and why.
     """
+    from .fidelity import Inception  # which is itself a space
+
     device = torch.device(device)
     if choice == "pixels":
         return FeatureSpace("pixels", lambda images: images)
     if choice in ("auto", "inception"):
         try:
-            return FeatureSpace("Inception-v3 (torch-fidelity)", _inception(device), device)
+            return Inception(device=device).space()
         except ValueError as error:
             if choice == "inception":
                 raise
@@ -78,24 +83,7 @@ def feature_space(choice: str, device: torch.device | str = "cpu") -> FeatureSpa
             return FeatureSpace("pixels", lambda images: images, note=note)
     if ":" in choice and not Path(choice).exists():
         return FeatureSpace(choice, _function(choice), device)
-    return FeatureSpace(Path(choice).name, _file(Path(choice), device), device)
-
-
-def _inception(device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
-    weights = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_WEIGHTS
-    if importlib.util.find_spec("torch_fidelity") is None or importlib.util.find_spec("torchvision") is None:
-        raise ValueError("torch-fidelity with torchvision is not installed (pip install torch-fidelity).")
-    if not weights.is_file():
-        raise ValueError(f"its weights are not at {weights} (torch-fidelity downloads them there).")
-    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-
-    network = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=str(weights)).to(device)
-
-    def features(images: torch.Tensor) -> torch.Tensor:
-        rgb = images.expand(-1, 3, -1, -1)
-        return network((255 * rgb).round().to(torch.uint8))[0]
-
-    return features
+    return FeatureSpace(Path(choice).name, _file(Path(choice), device), device, sha256=sha256([Path(choice)]))
 
 
 def _function(choice: str) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+from .arrays import REMEDY, ImageArray
+
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 
@@ -14,8 +16,8 @@ def load_images(path: Path, shape: tuple[int, int, int], resize: bool = False) -
     """(n, C, H, W) float images in [0, 1] of the ``shape`` (C, H, W) that samples have.
 
     Args:
-        path (`Path`): ``.npz`` with ``images`` (or ``x_train``) or ``.npy``, uint8, (n, H, W) or (n, H, W, 3); or a folder of
-            pictures, read in the order of their paths, turned into grey or RGB, cropped to the middle and scaled.
+        path (`Path`): a file that `ImageArray` reads; or a folder of pictures, read in the order of their paths, turned
+            into grey or RGB, cropped to the middle and scaled.
         shape (`tuple[int, int, int]`): one or three channels, height, width.
         resize (`bool`, defaults to False): whether an array of another size may be cropped and scaled as pictures are.
 
@@ -24,14 +26,9 @@ def load_images(path: Path, shape: tuple[int, int, int], resize: bool = False) -
     """
     if path.is_dir():
         return _folder(path, shape)
-    remedy = "give an .npz file with uint8 'images', or an .npy file, (n, H, W) or (n, H, W, 3), or a folder of pictures"
-    try:
-        data = np.load(path)
-        images = data if isinstance(data, np.ndarray) else data["images" if "images" in data else "x_train"]
-    except Exception as error:  # a damaged archive raises anything from BadZipFile to zlib.error
-        raise ValueError(f"the training images in {path} cannot be read ({brief(error)}); {remedy}.") from error
-    if images.dtype != np.uint8 or images.ndim not in (3, 4) or len(images) < 2:
-        raise ValueError(f"the training images in {path} are {images.dtype} {images.shape}; {remedy} and n >= 2.")
+    images = ImageArray.open(path).read()
+    if len(images) < 2:
+        raise ValueError(f"the images in {path} are {images.shape}; {REMEDY} and n >= 2.")
     tensor = torch.from_numpy(images).float() / 255
     tensor = tensor[:, None] if images.ndim == 3 else tensor.permute(0, 3, 1, 2)
     if resize and tensor.shape[1] == shape[0]:
@@ -63,14 +60,15 @@ def _folder(path: Path, shape: tuple[int, int, int]) -> torch.Tensor:
     for i, file in enumerate(files):
         try:
             with Image.open(file) as picture:
-                images[i] = _picture(picture, shape)
+                images[i] = fitted(picture, shape)
         except Exception as error:  # a damaged picture raises anything
             raise ValueError(f"{file} cannot be read as a picture ({brief(error)}); repair or remove it.") from error
     tensor = torch.from_numpy(images).float().div_(255)
     return tensor[:, None] if shape[0] == 1 else tensor.permute(0, 3, 1, 2)
 
 
-def _picture(picture: Any, shape: tuple[int, int, int]) -> np.ndarray:
+def fitted(picture: Any, shape: tuple[int, int, int]) -> np.ndarray:
+    """uint8 (H, W) or (H, W, 3): a picture, turned as its camera says, in grey or RGB, cropped to the middle and scaled."""
     picture = ImageOps.exif_transpose(picture).convert("L" if shape[0] == 1 else "RGB")
     if picture.size != (shape[2], shape[1]):
         picture = ImageOps.fit(picture, (shape[2], shape[1]), Image.Resampling.BILINEAR)
