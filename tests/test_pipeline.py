@@ -101,6 +101,12 @@ def test_bad_input_is_refused_before_any_work(generalising, call, words):
         generalising(**call)
 
 
+def test_a_name_is_refused_where_classes_have_none(generalising):
+    pipe = ClassConditionalFlowPipeline(generalising.transformer, generalising.scheduler)
+    with pytest.raises(ValueError, match="no class names; give numbers"):
+        pipe("Bag")
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_embedded_models_are_small_and_draw_pictures(name):
     weights = embedded_model(name) / "transformer" / "diffusion_pytorch_model.safetensors"

@@ -21,8 +21,10 @@ _EXPORTS = {
     "KTSFlowMatchHeunScheduler": ".scheduling_kts_flow_match_heun",
     "KTSFlowMatchScheduler": ".scheduling_kts_flow_match",
     "KTSUniPCMultistepScheduler": ".scheduling_kts_unipc_multistep",
+    "ModelMixin": "diffusers",  # diffusers looks for these two in the library of a component before it loads the component
     "PRESETS": ".presets",
-    "SchedulerMixin": "diffusers",  # diffusers looks for it in the library of a component before it loads the component
+    "SchedulerMixin": "diffusers",
+    "SiTTransformer2DModel": ".transformer_sit",
     "diagnose": ".doctor",
     "embedded_model": ".models",
     "save_with_stock_scheduler": ".stock",
@@ -30,7 +32,7 @@ _EXPORTS = {
 __all__ = [*_EXPORTS, "__version__"]
 
 if TYPE_CHECKING:
-    from diffusers import SchedulerMixin
+    from diffusers import ModelMixin, SchedulerMixin
 
     from .doctor import Diagnosis, diagnose
     from .gain import Gain
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
     from .scheduling_kts_flow_match_heun import KTSFlowMatchHeunScheduler
     from .scheduling_kts_unipc_multistep import KTSUniPCMultistepScheduler
     from .stock import save_with_stock_scheduler
+    from .transformer_sit import SiTTransformer2DModel
 
 
 def __getattr__(name: str) -> Any:

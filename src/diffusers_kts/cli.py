@@ -19,6 +19,7 @@ try:
 
     from .commands.audit import audit
     from .commands.card import card
+    from .commands.convert_sit import convert_sit
     from .commands.demo import demo
     from .commands.doctor import doctor
     from .commands.evaluate import evaluate
@@ -53,6 +54,7 @@ app.command()(audit)
 app.command()(generate)
 app.command()(evaluate)
 app.command()(card)
+app.command()(convert_sit)
 app.command()(publish)
 app.command()(space)
 app.command()(verify)

@@ -8,9 +8,9 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DiffusionPipeline,
-    DiTTransformer2DModel,
     FlowMatchEulerDiscreteScheduler,
     ImagePipelineOutput,
+    ModelMixin,
 )
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import VaeImageProcessor
@@ -20,13 +20,14 @@ Labels = int | str | Sequence[int | str] | torch.Tensor
 
 
 class ClassConditionalFlowPipeline(DiffusionPipeline):
-    """Images of a class, by flow matching from noise with a `DiTTransformer2DModel` that predicts ``dx/dsigma``.
+    """Images of a class, by flow matching from noise with a transformer that predicts ``dx/dsigma``.
 
         pipe = ClassConditionalFlowPipeline.from_pretrained(embedded_model("generalising"))
         image = pipe("Sneaker", guidance_scale=2.0).images[0]
 
     Args:
-        transformer (`DiTTransformer2DModel`): the velocity network; it is told ``num_train_timesteps * sigma``.
+        transformer (`DiTTransformer2DModel` or `SiTTransformer2DModel`): the velocity network; it is told
+            ``num_train_timesteps * sigma``.
         scheduler (`FlowMatchEulerDiscreteScheduler`): or `KTSFlowMatchScheduler`.
         vae (`AutoencoderKL`, *optional*): decodes latents; without it the latents are the pixels in [-1, 1].
         id2label (`dict[int, str]`, *optional*): class names, so that labels can be given by name.
@@ -40,7 +41,7 @@ class ClassConditionalFlowPipeline(DiffusionPipeline):
 
     def __init__(
         self,
-        transformer: DiTTransformer2DModel,
+        transformer: ModelMixin,
         scheduler: FlowMatchEulerDiscreteScheduler,
         vae: AutoencoderKL | None = None,
         id2label: Any = None,
@@ -79,6 +80,8 @@ class ClassConditionalFlowPipeline(DiffusionPipeline):
         ids = []
         for label in class_labels:
             if isinstance(label, str):
+                if not by_name:
+                    raise ValueError(f"class {label!r}: this model has no class names; give numbers.")
                 if label.lower() not in by_name:
                     close = difflib.get_close_matches(label, self.id2label.values(), n=1, cutoff=0.4)
                     hint = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(self.id2label.values())}."
@@ -120,6 +123,7 @@ class ClassConditionalFlowPipeline(DiffusionPipeline):
         num_inference_steps: int = 50,
         sigmas: list[float] | None = None,
         guidance_scale: float = 1.0,
+        guidance_channels: int | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
         output_type: str = "pil",
@@ -135,6 +139,8 @@ class ClassConditionalFlowPipeline(DiffusionPipeline):
             num_inference_steps (`int`): Euler steps.
             sigmas (`list[float]`, *optional*): noise levels in place of the scheduler's own.
             guidance_scale (`float`): classifier-free guidance, ``v = v_uncond + g (v_cond - v_uncond)``; 1 is off.
+            guidance_channels (`int`, *optional*): guide so many channels, the first; the others move as without guidance.
+                All by default; SiT's own samples are guided on 3 of 4.
             generator (`torch.Generator` or list): for reproducible noise.
             latents (`torch.Tensor`, *optional*): (B, C, H, W) starting noise.
             output_type (`str`): "pil", "np" (B, H, W, C), "pt" (B, C, H, W) in [0, 1], or "latent".
@@ -143,7 +149,8 @@ class ClassConditionalFlowPipeline(DiffusionPipeline):
             callback_on_step_end_tensor_inputs (`list[str]`): what the callback is given; only "latents" exists.
 
         Raises:
-            ValueError: unknown class, guidance on a model without it, or sizes that do not match.
+            ValueError: unknown class, guidance on a model without it, sizes that do not match, or pictures of latents that
+                no VAE decodes.
         """
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
@@ -152,6 +159,14 @@ class ClassConditionalFlowPipeline(DiffusionPipeline):
             raise ValueError(f"callback_on_step_end_tensor_inputs has {sorted(unknown)}; only 'latents' is available.")
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"output_type is {output_type!r}; choose 'pil', 'np', 'pt' or 'latent'.")
+        channels = self.transformer.config.in_channels
+        if self.vae is None and output_type != "latent" and channels not in (1, 3):
+            raise ValueError(
+                f"this pipeline has no VAE, and {channels} channels are no picture; load it with vae=AutoencoderKL..., or use "
+                "output_type='latent'."
+            )
+        if guidance_channels is not None and not 1 <= guidance_channels <= channels:
+            raise ValueError(f"guidance_channels is {guidance_channels}; give 1 to {channels}, or None for all.")
         if num_images_per_prompt < 1:
             raise ValueError(f"num_images_per_prompt is {num_images_per_prompt}; give at least 1.")
         guided = guidance_scale != 1.0
@@ -181,6 +196,8 @@ class ClassConditionalFlowPipeline(DiffusionPipeline):
                 if guided:
                     conditional, unconditional = velocity.chunk(2)
                     velocity = unconditional + guidance_scale * (conditional - unconditional)
+                    if guidance_channels is not None:
+                        velocity[:, guidance_channels:] = conditional[:, guidance_channels:]
                 latents = self.scheduler.step(velocity, t, latents, return_dict=False)[0]
                 if callback_on_step_end is not None:
                     given = {name: latents for name in callback_on_step_end_tensor_inputs}
@@ -190,7 +207,7 @@ class ClassConditionalFlowPipeline(DiffusionPipeline):
         images: Any = latents
         if output_type != "latent":
             if self.vae is not None:
-                images = self.vae.decode(latents / self.vae.config.scaling_factor, return_dict=False)[0]
+                images = self.vae.decode((latents / self.vae.config.scaling_factor).to(self.vae.dtype), return_dict=False)[0]
             images = self.image_processor.postprocess(images, output_type=output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)

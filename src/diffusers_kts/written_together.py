@@ -33,3 +33,31 @@ def written_together(output: Path, names: Sequence[str]) -> Iterator[Path]:
         if not existed:
             output.rmdir()
         raise
+
+
+def check_new(output: Path) -> None:
+    """Raises FileExistsError unless ``output`` is a folder still to be made, or an empty one."""
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise FileExistsError(f"{output} is not an empty folder; give another one for the output.")
+
+
+@contextmanager
+def new_folder(output: Path) -> Iterator[Path]:
+    """A hidden folder beside ``output`` that becomes ``output`` when the block is done; if it fails, ``output`` is as it was.
+
+    Raises:
+        FileExistsError: ``output`` holds something. OSError: it cannot be written to.
+    """
+    check_new(output)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        holder = tempfile.TemporaryDirectory(prefix=".partial-", dir=output.parent)
+    except OSError as error:
+        raise OSError(f"cannot write to {output.parent} ({error.strerror}); give another folder for the output.") from error
+    with holder as partial:
+        built = Path(partial) / "folder"  # with the usual permissions, which a temporary folder has not
+        built.mkdir()
+        yield built
+        if output.exists():
+            output.rmdir()  # which a folder that has been filled meanwhile refuses
+        os.rename(built, output)

@@ -1,11 +1,10 @@
 """``kts publish``: builds the folder of a repository, checks it, and uploads it."""
 
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..presets import PRESETS
+from ..written_together import check_new, new_folder
 from .folders import BUILDERS, REPO_TYPES
 from .refusals import problems
 from .upload import check_repo, upload
@@ -49,8 +48,7 @@ class PublishSettings:
             raise ValueError("no --repo to upload to; give owner/name, or --dry-run to build only.")
         if self.repo is not None:
             check_repo(self.repo)
-        if self.output.exists() and (not self.output.is_dir() or any(self.output.iterdir())):
-            raise FileExistsError(f"{self.output} is not an empty folder; give another --output.")
+        check_new(self.output)
 
 
 @dataclass(frozen=True)
@@ -62,23 +60,17 @@ class Published:
 
 
 def run_publish(settings: PublishSettings) -> Published:
-    """Build in a temporary folder, check, move to ``settings.output``, upload. What is refused leaves nothing behind.
+    """Build a hidden folder, check it, let it become ``settings.output``, upload. What is refused leaves nothing behind.
 
     Raises:
         ValueError: the source is unreadable, or something in the folder must not be uploaded. OSError: the Hub refuses.
     """
-    with tempfile.TemporaryDirectory() as scratch:
-        built = Path(scratch) / "folder"
-        built.mkdir()
+    with new_folder(settings.output) as built:
         BUILDERS[settings.kind](built, settings.source, settings.preset, settings.results)
         found = problems(built)
         if found:
             more = f" And {len(found) - SHOWN} more." if len(found) > SHOWN else ""
             raise ValueError(f"nothing is published: {' '.join(found[:SHOWN])}{more}")
-        if settings.output.exists():
-            settings.output.rmdir()
-        settings.output.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(built, settings.output)
     folder = settings.output
     files = sorted((str(p.relative_to(folder)), p.stat().st_size) for p in folder.rglob("*") if p.is_file())
     url = None
