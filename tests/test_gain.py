@@ -4,6 +4,8 @@ import itertools
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from diffusers_kts.gain import SCHEDULES, Gain
 
@@ -36,3 +38,11 @@ def test_gain_at_the_ends():
 def test_wrong_settings_are_refused_by_name(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Gain(**wrong)
+
+
+@given(st.floats(0, 1), st.sampled_from(SCHEDULES), st.sampled_from(SCHEDULES))
+def test_a_number_and_a_tensor_have_the_same_gain(t, early, late):
+    gain = Gain(0.3, 0.04, 0.45, 2.0, early, late)
+    of_tensor = gain(torch.tensor([t], dtype=torch.float64))
+    assert isinstance(gain(t), float) and gain(t) == pytest.approx(of_tensor.item(), rel=1e-14)
+    assert gain(of_tensor.float()).dtype == torch.float32

@@ -3,6 +3,8 @@
 import multiprocessing
 import pickle
 import re
+import subprocess
+import sys
 import threading
 import xml.etree.ElementTree as ElementTree
 from types import SimpleNamespace
@@ -19,6 +21,7 @@ from diffusers_kts.seeding import sample_generators
 from diffusers_kts.space import app, charts, model, views
 from diffusers_kts.space.limits import RANGES, Drawing, Refused, Shaping, number, steepest_landing
 from diffusers_kts.space.presets import preset
+from diffusers_kts.space.served import Served
 from diffusers_kts.space.sessions import Sessions
 
 SAFE = st.builds(
@@ -79,11 +82,100 @@ def memorising():
 
 @pytest.fixture(scope="module")
 def page(memorising):
-    return app.Page(memorising)
+    served = Served("memorising")
+    served.load()
+    return app.Page(served)
 
 
 def visitor(session="a", **query):
     return SimpleNamespace(session_hash=session, query_params=query)
+
+
+CALL = ["Bag", 0, 2, 1, 0.0, 0.01, 0.6, 1.0, "linear", "exponential"]
+
+
+def test_the_page_stands_before_torch_is_imported():
+    """The first view is the curve; what draws images is loaded behind it."""
+    heavy = ("torch", "diffusers", "scipy", "sklearn", "matplotlib")
+    script = (
+        "import sys; from diffusers_kts.space.app import build; page = build();"
+        f"print([name for name in {heavy} if name in sys.modules]);"
+        "print([part['props']['value'] for part in page.config['components'] if part['props'].get('elem_id') == 'eta'])"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    loaded, eta = run.stdout.splitlines()
+    assert loaded == "[]" and "line shaped" in eta and "once the model is loaded" in eta
+
+
+@pytest.mark.parametrize("name", ["memorising", "generalising"])
+def test_what_is_known_of_a_model_before_it_is_loaded_is_true(name):
+    served = Served(name)
+    assert served.loaded is None
+    known = served.subjects, served.knows_training, served.by_class
+    loaded = served.load()
+    assert served.loaded is loaded is served.load()
+    assert known == (loaded.subjects, loaded.training is not None, loaded.by_class)
+
+
+def test_zero_gpu_has_its_model_before_it_serves(monkeypatch):
+    monkeypatch.setattr(model.gpu, "spaces", SimpleNamespace())
+    served = Served("memorising")
+    assert served.loaded is not None and "Press Generate" in app.Page(served).opening()
+
+
+def test_a_model_that_cannot_be_loaded_is_tried_again(monkeypatch, caplog):
+    page = app.Page(Served("memorising"))
+    monkeypatch.setattr(model, "load", lambda name: 1 / 0)
+    assert "could not be loaded. Press Generate to try again" in page.opening()
+    assert "ZeroDivisionError" in caplog.text  # the traceback, for whoever runs the page
+    with pytest.raises(app.gr.Error, match="could not be loaded"):
+        app._told(page.generate)(*CALL, request=visitor(), progress=None)
+    assert "kts-chart" in page.eta(*CALL[2:3], *CALL[4:])
+    with pytest.raises(Refused, match="no class 'Spoon'"):  # bad input is told at once
+        page.generate("Spoon", *CALL[1:], request=visitor(), progress=None)
+    monkeypatch.undo()
+    assert "kts-pair" in page.generate(*CALL, request=visitor(), progress=None) and "kts-pair" in page.opening()
+
+
+def test_visitors_who_come_while_it_loads_share_one_load_and_the_first_images_come_first(monkeypatch):
+    page, loads, draws, texts = app.Page(Served("memorising")), [], [], {}
+    began, waits, may_end = threading.Event(), threading.Event(), threading.Event()
+    real_load, real_draw = model.load, model.SpaceModel.draw
+
+    def load(name):
+        loads.append(name)
+        began.set()
+        assert may_end.wait(60)
+        return real_load(name)
+
+    def draw(self, drawing, *args):
+        draws.append(drawing.steps)
+        return real_draw(self, drawing, *args)
+
+    def progress(*args, desc, **kwargs):
+        assert desc == "loading the model"
+        waits.set()
+
+    def opens():
+        texts["opened"] = page.opening()
+
+    def presses_generate():
+        texts["generated"] = page.generate(*CALL, request=visitor("early"), progress=progress)
+
+    monkeypatch.setattr(model, "load", load)
+    monkeypatch.setattr(model.SpaceModel, "draw", draw)
+    threads = [threading.Thread(target=opens), threading.Thread(target=presses_generate)]
+    threads[0].start()
+    assert began.wait(60)
+    threads[1].start()
+    assert waits.wait(60)
+    with pytest.raises(Refused, match="drawing already"):
+        page.generate(*CALL, request=visitor("early"), progress=None)
+    may_end.set()
+    for thread in threads:
+        thread.join(60)
+    assert loads == ["memorising"] and draws == [50, 50, 2, 2]  # or the first images would replace the visitor's own
+    assert all("kts-pair" in texts[what] for what in ("opened", "generated"))
 
 
 def svg(text):
@@ -142,7 +234,7 @@ def test_one_drawing_at_a_time_for_each_visitor():
 
 
 def test_stop_ends_a_drawing_and_frees_the_visitor(page, monkeypatch):
-    real = page.model.draw
+    real = page.served.loaded.draw
 
     def press_stop(drawing, shaping, advance):
         def stop_then_advance():
@@ -151,7 +243,8 @@ def test_stop_ends_a_drawing_and_frees_the_visitor(page, monkeypatch):
 
         return real(drawing, shaping, stop_then_advance)
 
-    monkeypatch.setattr(page.model, "draw", press_stop)
+    page.first()
+    monkeypatch.setattr(page.served.loaded, "draw", press_stop)
     call = ["Bag", 0, 50, 1, 0, 0.01, 0.6, 1, "linear", "exponential"]
     with pytest.raises(app.gr.Error, match="Stopped"):
         app._told(page.generate)(*call, request=visitor(), progress=None)
@@ -208,10 +301,8 @@ def test_names_are_escaped(memorising):
 @pytest.mark.parametrize("build", [tiny_sd3, tiny_flux])
 def test_a_model_that_takes_prompts(build, tmp_path):
     build().save_pretrained(tmp_path / "pipe")
-    loaded = model.SpaceModel(str(tmp_path / "pipe"))
-    model.LOADED[loaded.name] = loaded
-    page = app.Page(loaded)
-    assert "Press Generate" in page.first() and loaded.subjects == []
+    page = app.Page(Served(str(tmp_path / "pipe")))
+    assert "Press Generate" in page.opening() and page.served.loaded is not None and page.served.subjects == []
     text = page.generate("a fox", 0, 2, 1, 0, 0.02, 0.6, 1, "linear", "exponential", request=visitor(), progress=None)
     assert text.count("<img") == 2 and "d1/d2" not in text
     assert page.eta(4, 0, 0.02, 0.6, 1, "linear", "exponential").count('class="step') == 4

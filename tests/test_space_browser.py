@@ -75,7 +75,7 @@ def visit(server, browser):
     """Open the page; asserts that nothing outside it was asked for and that no script failed."""
     contexts, foreign, failed = [], [], []
 
-    def open_page(query=FEW, **options):
+    def open_page(query=FEW, wait=True, **options):
         context = browser.new_context(**({"viewport": {"width": 1280, "height": 900}} | options))
         contexts.append(context)
         page = context.new_page()
@@ -83,6 +83,8 @@ def visit(server, browser):
         page.on("request", lambda r: None if r.url.startswith((server[0], "data:", "blob:")) else foreign.append(r.url))
         page.on("pageerror", lambda error: failed.append(str(error)))
         page.goto(server[0] + query)
+        if not wait:
+            return page
         page.wait_for_selector("#compared img")
         steps = re.search(r"steps=(\d+)", query)[1]  # the address has arrived at the sliders, and these at the chart
         page.wait_for_function("n => document.querySelector('#steps input[type=number]').value === n", arg=steps)
@@ -118,6 +120,43 @@ def drawn(page, old):
         "old => { const e = document.querySelector('#compared .kts-pair img.drawn'); return e && e.src !== old }", arg=old
     )
     return [image.get_attribute("src") for image in page.locator("#compared img.drawn").all()]
+
+
+def test_generate_may_be_pressed_at_once(visit):
+    """By the first visitor, too, whose model is not loaded yet."""
+    page = visit("?steps=6&count=2&subject=Bag", wait=False)
+    page.wait_for_selector("#eta .line")
+    shoot(page, "first-view")
+    page.wait_for_function("document.querySelector('#steps input[type=number]').value === '6'")
+    page.click("#generate")
+    page.wait_for_selector("#compared h4:text('Bag')")
+    assert page.locator("#compared h4").all_inner_texts() == ["Bag", "Bag"]  # and not the four that the page opens with
+    page.wait_for_function("document.querySelector('#eta svg title').textContent.includes(': 6 network calls')")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:gradio.queueing")
+def test_a_load_that_failed_is_told_and_tried_again(browser, monkeypatch, tmp_path):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    from diffusers_kts.space import app, model, served
+
+    monkeypatch.setattr(model, "load", lambda name: 1 / 0)
+    blocks = app.Page(served.Served()).blocks()
+    _, address, _ = blocks.queue().launch(prevent_thread_lock=True, quiet=True, **app.launch_options())
+    page = browser.new_page()
+    page.set_default_timeout(PATIENCE)
+    try:
+        page.goto(f"{address}?steps=3&count=1")
+        page.wait_for_selector("#compared >> text=could not be loaded")
+        page.click("#generate")
+        page.wait_for_selector(".toast-body >> text=could not be loaded")
+        shoot(page, "not-loaded")
+        monkeypatch.undo()
+        page.click("#generate")
+        page.wait_for_selector("#compared img.drawn")
+        page.wait_for_selector("#eta .step")
+    finally:
+        page.close()
+        blocks.close()
 
 
 def test_sliders_draw_eta_and_generate_draws_both_images(visit):
@@ -172,10 +211,11 @@ def test_two_visitors_do_not_see_each_other_and_stop_reaches_ones_own(visit):
     one, other = visit("?steps=100&count=16&seed=1&beta_0=0.05"), visit("?steps=6&count=1&seed=2&subject=Bag")
     was = [page.locator("#compared img.drawn").first.get_attribute("src") for page in (one, other)]
     one.click("#generate")
+    one.wait_for_selector("#compared >> text=/drawing/")
     other.click("#generate")
-    assert len(drawn(other, was[1])) == 2 and other.locator("#compared h4").all_inner_texts() == ["Bag"]
     one.click("#stop")
     one.wait_for_selector("text=Stopped")
+    assert len(drawn(other, was[1])) == 2 and other.locator("#compared h4").all_inner_texts() == ["Bag"]
     assert one.locator("#compared img.drawn").first.get_attribute("src") == was[0]
     assert other.locator("text=Stopped").count() == 0
     again = other.locator("#compared img.drawn").first.get_attribute("src")

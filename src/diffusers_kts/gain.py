@@ -6,11 +6,15 @@ of Flow Matching", arXiv 2602.07928.
 """
 
 import math
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
 
 SCHEDULES = ("linear", "constant", "exponential")
 ON_GRID = 1e-6
@@ -73,19 +77,24 @@ class Gain:
 
     def __call__(self, t: Any) -> Any:
         """eta at flow time ``t``: a float for a number, a tensor of the same shape and dtype for a tensor."""
-        if not isinstance(t, torch.Tensor):
-            return float(self(torch.tensor(t, dtype=torch.float64)))
-        launch = (1 - t / self.tau_split).clamp(min=0)
-        landing = ((t - self.tau_split) / (1 - self.tau_split)).clamp(min=0)
+        torch = sys.modules.get("torch")  # who has a tensor has loaded it; a number, as a page draws, can do without
+        if torch is not None and isinstance(t, torch.Tensor):
+            return self._eta(t, torch)
+        return float(self._eta(np.float64(t), np))
+
+    def _eta(self, t: Any, xp: Any) -> Any:
+        """With the functions of ``xp``, torch or numpy."""
+        launch = (1 - t / self.tau_split).clip(min=0)
+        landing = ((t - self.tau_split) / (1 - self.tau_split)).clip(min=0)
         if self.early_schedule == "constant":
-            launch = torch.ones_like(t)
+            launch = xp.ones_like(t)
         elif self.early_schedule == "exponential":
-            launch = torch.expm1(self.k * launch) / math.expm1(self.k)
+            launch = xp.expm1(self.k * launch) / math.expm1(self.k)
         if self.late_schedule == "constant":
-            landing = torch.ones_like(t)
+            landing = xp.ones_like(t)
         elif self.late_schedule == "exponential":
-            landing = torch.expm1(self.k * landing)
-        return torch.where(t < self.tau_split, 1 + self.alpha_0 * launch, 1 - self.beta_0 * landing)
+            landing = xp.expm1(self.k * landing)
+        return xp.where(t < self.tau_split, 1 + self.alpha_0 * launch, 1 - self.beta_0 * landing)
 
     def net_displacement(self, t_start: float = 0.0, t_end: float = 1.0) -> float:
         """The integral of eta from ``t_start`` to ``t_end`` in closed form; what it lacks stays in the image as noise."""
@@ -112,12 +121,12 @@ class Gain:
         return antiderivative(t_end) - antiderivative(t_start)
 
 
-def exceeds_one(sigmas: torch.Tensor) -> bool:
+def exceeds_one(sigmas: "torch.Tensor") -> bool:
     """Whether a schedule counts noise as ``sigma / alpha`` (variance exploding) and not as ``1 - t``."""
     return bool(sigmas.numel()) and float(sigmas.max()) > 1 + 1e-4  # shifting in float32 may give 1.0000001
 
 
-def flow_times(sigmas: torch.Tensor, invert_sigmas: bool = False, marks: Iterable[float] = ()) -> torch.Tensor:
+def flow_times(sigmas: "torch.Tensor", invert_sigmas: bool = False, marks: Iterable[float] = ()) -> "torch.Tensor":
     """Flow time of every noise level, in float64: ``1 - sigma``; ``sigma`` itself where a model counts upwards
     (``invert_sigmas``, Mochi); ``1 / (1 + sigma)`` where the schedule exceeds 1 (variance exploding, Cosmos).
 
@@ -130,14 +139,14 @@ def flow_times(sigmas: torch.Tensor, invert_sigmas: bool = False, marks: Iterabl
     return snap(t, marks)
 
 
-def snap(t: torch.Tensor, marks: Iterable[float]) -> torch.Tensor:
+def snap(t: "torch.Tensor", marks: Iterable[float]) -> "torch.Tensor":
     for mark in marks:
-        t = torch.where((t - mark).abs() < ON_GRID, mark, t)
+        t = t.masked_fill((t - mark).abs() < ON_GRID, mark)
     return t
 
 
-def noise_level(t: float, sigmas: torch.Tensor, invert_sigmas: bool = False) -> torch.Tensor:
+def noise_level(t: float, sigmas: "torch.Tensor", invert_sigmas: bool = False) -> "torch.Tensor":
     """The inverse of `flow_times`: the sigma of flow time ``t`` in the convention, and dtype, of the schedule ``sigmas``."""
     if not invert_sigmas:
         t = 1 / t - 1 if exceeds_one(sigmas) else 1 - t
-    return torch.tensor(t, dtype=sigmas.dtype)
+    return sigmas.new_tensor(t, device="cpu")

@@ -106,8 +106,8 @@ def write_card(card: Card, path: Path) -> list[Path]:
 def draw_gallery(model: str, path: Path) -> None:
     """Plain and shaped images of an embedded model, from the same noises."""
     from ..plotting import plot_samples
-    from ..space.limits import Drawing
-    from ..space.model import ALL, load
+    from ..space.limits import ALL, Drawing
+    from ..space.model import load
     from ..space.presets import preset
 
     loaded, images, marked = load(model), {}, {}

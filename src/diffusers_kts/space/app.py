@@ -1,13 +1,14 @@
 """The page: what a visitor sees, and what happens when they press a button."""
 
-from . import model as models  # noqa: I001 (``spaces`` goes before torch and gradio)
+from . import gpu  # noqa: I001 (``spaces`` goes before torch and gradio)
 
 import atexit
 import os
 import tempfile
+import threading
 from collections.abc import Callable, Mapping
 from functools import wraps
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # before gradio is imported: no telemetry
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
@@ -19,8 +20,8 @@ from ..gain import SCHEDULES
 from ..presets import PRESETS
 from . import views
 from .charts import gain_chart
-from .gpu import spaces
 from .limits import (
+    ALL,
     MAX_IMAGES,
     MAX_PROMPT,
     MAX_SEED,
@@ -34,15 +35,22 @@ from .limits import (
     number,
 )
 from .presets import SHAPING, preset
-from .sessions import Sessions
+from .served import Served, Unavailable
+from .sessions import Sessions, Stopped
 from .theme import CHOOSE, CSS, THEME
+
+if TYPE_CHECKING:
+    from .model import Drawn
 
 CUSTOM = "custom"
 DEFAULT_PRESET = "balanced"
 STEPS_OF_SLIDERS = {"alpha_0": 0.005, "beta_0": 0.001, "tau_split": 0.05, "touchdown": 0.05}
-SWEPT = ("alpha_0", "beta_0", "tau_split", "touchdown")
+MEANINGS = {"alpha_0": "launch", "beta_0": "landing", "tau_split": "land from", "touchdown": "1 is none"}
+SWEPT = tuple(MEANINGS)
 PROMPT = "a red fox in fresh snow, morning light"
 PLAIN = "plain Euler"
+ALONE = 3.0  # seconds after which a page that nobody has opened loads its model
+LOADING = "Loading the model; its first images come in a few seconds. The sliders work already."
 ABOUT = """
 ### Plain and shaped
 
@@ -77,8 +85,12 @@ Flow Matching* ([arXiv 2602.07928](https://arxiv.org/abs/2602.07928)); touchdown
 def build(name: str = "memorising") -> gr.Blocks:
     """The app on a model; see `diffusers_kts.space.model.SpaceModel` for ``name``."""
     _own_temporary_folder()
-    model = models.load(name)
-    return Page(model).blocks()
+    page = Page(Served(name))
+    # not at once: imports would hold up the server while it sends the page to the first visitor, who starts this otherwise
+    later = threading.Timer(ALONE, page.opening)
+    later.daemon = True
+    later.start()
+    return page.blocks()
 
 
 def launch_options() -> dict[str, Any]:
@@ -102,7 +114,9 @@ def _told(function: Callable[..., Any]) -> Callable[..., Any]:
             return function(*args, **kwargs)
         except Refused as refusal:
             raise gr.Error(str(refusal), print_exception=False) from None
-        except models.Stopped:
+        except Unavailable as failure:  # its traceback is in the log already
+            raise gr.Error(str(failure), print_exception=False) from None
+        except Stopped:
             raise gr.Error("Stopped.", duration=3, print_exception=False, title="Stopped") from None
 
     return wrapped
@@ -111,32 +125,36 @@ def _told(function: Callable[..., Any]) -> Callable[..., Any]:
 class Page:
     """Builds the page; holds no state of any visitor but who is drawing."""
 
-    def __init__(self, model: models.SpaceModel) -> None:
-        self.model = model
+    def __init__(self, served: Served) -> None:
+        self.served = served
         self.sessions = Sessions()
-        self.max_images = MAX_IMAGES if model.by_class else 4
-        self.population = POPULATION if model.by_class else 8
-        self.steps = 50 if model.by_class else 28
+        self.max_images = MAX_IMAGES if served.by_class else 4
+        self.population = POPULATION if served.by_class else 8
+        self.steps = 50 if served.by_class else 28
+        self._first: str | None = None
+        self._first_lock = threading.Lock()
 
     # what the buttons do
 
     def eta(self, steps: Any, *shaping: Any) -> str:
         chosen = Shaping(*shaping)
-        return gain_chart(chosen, self.model.times(number("steps", steps, 1, MAX_STEPS, whole=True), chosen))
+        steps = number("steps", steps, 1, MAX_STEPS, whole=True)
+        model = self.served.loaded
+        return gain_chart(chosen, model.times(steps, chosen) if model else None)
 
     def generate(
         self, subject: Any, seed: Any, steps: Any, count: Any, *shaping: Any, request: gr.Request, progress: gr.Progress
     ) -> str:
         drawing = Drawing(subject, seed, steps, count, max_count=self.max_images)
-        results = self._draw_both(drawing, Shaping(*shaping), request, progress)
-        return views.comparison(results, self.model.training, self._names(drawing))
+        results = self._draw(drawing, _both(Shaping(*shaping)), request, progress)
+        return views.comparison(results, self.served.training, self._names(drawing))
 
     def draw_population(
         self, subject: Any, seed: Any, steps: Any, *shaping: Any, request: gr.Request, progress: gr.Progress
     ) -> str:
         drawing = Drawing(subject, seed, steps, self.population, max_count=self.population)
-        results = self._draw_both(drawing, Shaping(*shaping), request, progress)
-        return views.population(results, self.model.training, self._names(drawing))
+        results = self._draw(drawing, _both(Shaping(*shaping)), request, progress)
+        return views.population(results, self.served.training, self._names(drawing))
 
     def sweep(
         self,
@@ -178,43 +196,53 @@ class Page:
         low, high = (number(f"{name} {end}", value, *RANGES[name]) for end, value in (("from", low), ("to", high)))
         return [low + (high - low) * i / (count - 1) for i in range(count)]
 
-    def _draw_both(
-        self, drawing: Drawing, shaping: Shaping, request: gr.Request | None, progress: Any
-    ) -> dict[str, models.Drawn]:
-        # tau_split also divides early from late energy, so both have the same
-        plans = {PLAIN: Shaping(tau_split=shaping.tau_split), _heading(shaping): shaping.check()}
-        return self._draw(drawing, plans, request, progress)
-
-    def _draw(
-        self, drawing: Drawing, plans: Mapping[Any, Shaping], request: gr.Request | None, progress: Any
-    ) -> dict[Any, Any]:
-        self.model.check(drawing)
+    def _draw(self, drawing: Drawing, plans: Mapping[Any, Shaping], request: gr.Request, progress: Any) -> dict[Any, "Drawn"]:
+        self.served.check(drawing)
         total, done = len(plans) * drawing.steps, 0
         with self.sessions.drawing(_session(request)) as stopped:
+            if progress is not None and self.served.loaded is None:
+                progress(0, desc="loading the model")
+            self.first()  # or its images would come after, and in place of, these
+            model = self.served.load()
 
             def advance() -> None:
                 nonlocal done
                 done += 1
                 if stopped.is_set():
-                    raise models.Stopped
+                    raise Stopped
                 if progress is not None and done % 5 == 0:
                     progress((done, total), unit="steps", desc="drawing")
 
-            return {name: self.model.draw(drawing, shaping, advance) for name, shaping in plans.items()}
+            return {name: model.draw(drawing, shaping, advance) for name, shaping in plans.items()}
 
     def _names(self, drawing: Drawing) -> list[str]:
-        if not self.model.by_class or drawing.subject != models.ALL:
+        if not self.served.by_class or drawing.subject != ALL:
             return [drawing.subject] * drawing.count
-        classes = self.model.subjects[1:]
+        classes = self.served.subjects[1:]
         return [classes[i % len(classes)] for i in range(drawing.count)]
 
     def first(self) -> str:
-        """What is on the page before anything is pressed; nothing on ZeroGPU, where the GPU comes with a press."""
-        if spaces is not None or not self.model.by_class:
-            return '<p class="kts-empty">Press Generate to see plain and shaped images of the same noise.</p>'
-        drawing = Drawing(self.model.subjects[0], 0, self.steps, 4)
-        results = self._draw_both(drawing, preset(DEFAULT_PRESET), None, None)
-        return views.comparison(results, self.model.training, self._names(drawing))
+        """The images that are there before anything is pressed, drawn once for all visitors; none where a press costs more: a
+        model that takes prompts, and ZeroGPU, where the GPU comes with a press.
+
+        Raises:
+            Unavailable: the model could not be loaded.
+        """
+        if gpu.spaces is not None or not self.served.by_class:
+            return _note("Press Generate to see plain and shaped images of the same noise.")
+        with self._first_lock:
+            if self._first is None:
+                drawing, model = Drawing(ALL, 0, self.steps, 4), self.served.load()
+                results = {name: model.draw(drawing, shaping) for name, shaping in _both(preset(DEFAULT_PRESET)).items()}
+                self._first = views.comparison(results, model.training, self._names(drawing))
+            return self._first
+
+    def opening(self) -> str:
+        """`first`, or why there is none."""
+        try:
+            return self.first()
+        except Unavailable as failure:
+            return _note(str(failure))
 
     # what it looks like
 
@@ -240,13 +268,14 @@ class Page:
                     self._examples_of(list(controls.values()))
             with gr.Tabs():
                 with gr.Tab("Compare", id="compare"):
-                    compared = gr.HTML(self.first(), elem_id="compared", min_height=260)
+                    opening = self.opening() if self.served.loaded else _note(LOADING)
+                    compared = gr.HTML(opening, elem_id="compared", min_height=260)
                 with gr.Tab("Sweep", id="sweep"):
                     sweep, swept, axes = self._sweep_tab()
                 with gr.Tab("Population", id="population"):
                     gr.Markdown(
                         f"{self.population} images with the settings above, plain and shaped: the energy of each against "
-                        + ("d1/d2." if self.model.training is not None else "its late share.")
+                        + ("d1/d2." if self.served.knows_training else "its late share.")
                     )
                     many = gr.Button(f"Draw {self.population}", variant="primary", elem_id="draw-population")
                     crowd = gr.HTML("", elem_id="crowd", js_on_load=CHOOSE)
@@ -259,30 +288,33 @@ class Page:
         start = preset(DEFAULT_PRESET)
         controls: dict[str, Any] = {}
         with gr.Group():
-            if self.model.by_class:
-                subjects = self.model.subjects
-                controls["subject"] = gr.Dropdown(subjects, value=subjects[0], label="Class", elem_id="subject")
-            else:
-                controls["subject"] = gr.Textbox(PROMPT, label="Prompt", max_length=MAX_PROMPT, lines=2, elem_id="subject")
             with gr.Row():
+                if self.served.by_class:
+                    controls["subject"] = gr.Dropdown(
+                        self.served.subjects, value=ALL, label="Class", elem_id="subject", min_width=150, scale=2
+                    )
+                else:
+                    controls["subject"] = gr.Textbox(
+                        PROMPT, label="Prompt", max_length=MAX_PROMPT, lines=2, elem_id="subject", min_width=200, scale=2
+                    )
                 controls["seed"] = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=MAX_SEED, min_width=90)
-                controls["steps"] = gr.Slider(1, MAX_STEPS, self.steps, step=1, label="Steps", min_width=120, elem_id="steps")
+            with gr.Row():
+                controls["steps"] = gr.Slider(1, MAX_STEPS, self.steps, step=1, label="Steps", min_width=150, elem_id="steps")
                 controls["count"] = gr.Slider(
-                    1, self.max_images, min(4, self.max_images), step=1, label="Images", min_width=120
+                    1, self.max_images, min(4, self.max_images), step=1, label="Images", min_width=150
                 )
         with gr.Accordion("Shape by hand", open=True):
             with gr.Row():
-                for name in ("alpha_0", "beta_0", "tau_split", "touchdown"):
+                for name in SWEPT:
                     low, high = RANGES[name]
-                    label = {"alpha_0": "alpha_0 (launch)", "beta_0": "beta_0 (landing)"}.get(name, name)
-                    label += " (1 is none)" if name == "touchdown" else ""
+                    label, step = f"{name} ({MEANINGS[name]})", STEPS_OF_SLIDERS[name]
                     controls[name] = gr.Slider(
-                        low, high, getattr(start, name), step=STEPS_OF_SLIDERS[name], label=label, elem_id=name, min_width=150
+                        low, high, getattr(start, name), step=step, label=label, elem_id=name, min_width=150
                     )
             with gr.Row():
                 for name, label in (("early_schedule", "Launch shape"), ("late_schedule", "Landing shape")):
                     controls[name] = gr.Dropdown(
-                        list(SCHEDULES), value=getattr(start, name), label=label, elem_id=name, min_width=140
+                        list(SCHEDULES), value=getattr(start, name), label=label, elem_id=name, min_width=160
                     )
         return controls
 
@@ -317,20 +349,17 @@ class Page:
         shaping = [controls[name] for name in SHAPING]
         every = list(controls.values())
         quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-        draws: dict[str, Any] = {"concurrency_id": "draw", "concurrency_limit": 2 if self.model.by_class else 1}
+        draws: dict[str, Any] = {"concurrency_id": "draw", "concurrency_limit": 2 if self.served.by_class else 1}
 
-        gr.on(
-            [control.change for control in [controls["steps"], *shaping]],
-            _told(self.eta),
-            [controls["steps"], *shaping],
-            eta,
-            trigger_mode="always_last",
-            **quiet,
-        )
+        curve = (_told(self.eta), [controls["steps"], *shaping], eta)
+        gr.on([control.change for control in curve[1]], *curve, trigger_mode="always_last", **quiet)
         self.preset.input(_preset_values, self.preset, shaping, **quiet)
         gr.on([control.input for control in shaping], None, None, self.preset, js=f"() => {CUSTOM!r}")
         gr.on([control.change for control in every], None, every, None, js=_to_url(list(controls)))
-        page.load(self._from_url, None, [*every, self.preset], **quiet)
+        opened = page.load(self._from_url, None, [*every, self.preset], **quiet)
+        opened = opened.then(
+            self.opening, None, compared, show_progress="hidden", api_visibility="private", concurrency_limit=None
+        )
 
         def generate(subject, seed, steps, count, alpha_0, beta_0, tau_split, touchdown, early_schedule, late_schedule,
                      request: gr.Request, progress=gr.Progress()):  # fmt: skip  # noqa: B008 (gradio's convention)
@@ -350,13 +379,15 @@ class Page:
             return self.sweep(subject, seed, steps, *axes, *shaped, request=request, progress=progress)
 
         what = [controls["subject"], controls["seed"], controls["steps"]]
-        go.click(_told(generate), every, compared, api_name="generate", trigger_mode="once", **draws)
+        drawn = go.click(_told(generate), every, compared, api_name="generate", trigger_mode="once", **draws)
+        for event in (opened, drawn):
+            event.success(*curve, **quiet)  # the model is loaded now, and with it the steps are known
         many.click(_told(draw_population), [*what, *shaping], crowd, api_name="population", trigger_mode="once", **draws)
         sweep.click(_told(draw_sweep), [*what, *axes, *shaping], swept, api_name="sweep", trigger_mode="once", **draws)
         halt.click(self.stop, None, None, **quiet)
 
     def _examples_of(self, every: list[Any]) -> None:
-        subjects, images = self.model.subjects, min(8, self.max_images)
+        subjects, images = self.served.subjects, min(8, self.max_images)
         if subjects:
             shown = [(subjects[0], 0, "anti_memorization"), (subjects[-1], 3, "landing"), (subjects[1], 5, "quality")]
         else:
@@ -370,10 +401,10 @@ class Page:
         given = dict(request.query_params) if request else {}
         shared = {name: _read(name, given[name]) for name in ("subject", "seed", "steps", "count", *SHAPING) if name in given}
         try:
-            start: dict[str, Any] = {"subject": self.model.subjects[0] if self.model.by_class else PROMPT, "steps": self.steps}
+            start: dict[str, Any] = {"subject": ALL if self.served.by_class else PROMPT, "steps": self.steps}
             numbers = {name: shared[name] for name in ("subject", "seed", "steps", "count") if name in shared}
             drawing = Drawing(**(start | numbers), max_count=self.max_images)
-            self.model.check(drawing)
+            self.served.check(drawing)
             shaping = Shaping(**(vars(preset(DEFAULT_PRESET)) | {n: v for n, v in shared.items() if n in SHAPING}))
         except Refused as refusal:
             gr.Warning(f"The address is not used: {refusal}")
@@ -389,6 +420,15 @@ def _preset_values(name: str) -> list[Any]:
     if name not in PRESETS:
         return [gr.skip()] * len(SHAPING)
     return list(vars(preset(name)).values())
+
+
+def _note(sentence: str) -> str:
+    return f'<p class="kts-empty">{sentence}</p>'
+
+
+def _both(shaping: Shaping) -> dict[str, Shaping]:
+    # tau_split also divides early from late energy, so both have the same
+    return {PLAIN: Shaping(tau_split=shaping.tau_split), _heading(shaping): shaping.check()}
 
 
 def _heading(shaping: Shaping) -> str:

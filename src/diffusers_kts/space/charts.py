@@ -3,13 +3,14 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
-from ..kpe import KPETrace
-from ..memorization import THRESHOLD
 from .limits import Shaping
+
+if TYPE_CHECKING:  # the first page is drawn without torch
+    from ..kpe import KPETrace
 
 WIDTH, HEIGHT = 640, 250
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 14, 40
@@ -84,12 +85,16 @@ def _padded(values: Sequence[float], least: float) -> tuple[float, float]:
     return low - pad, high + pad
 
 
-def gain_chart(shaping: Shaping, times: Sequence[float]) -> str:
-    """eta(t), a mark where each network call is made: round in the launch, square in the landing, a triangle at touchdown."""
+def gain_chart(shaping: Shaping, times: Sequence[float] | None) -> str:
+    """eta(t), a mark where each network call is made: round in the launch, square in the landing, a triangle at touchdown.
+
+    Args:
+        times: flow times of the network calls; without them the curve alone.
+    """
     grid = np.linspace(0, 1, 121)
     split = shaping.tau_split
     curve = [(t, shaping.eta(t)) for t in sorted({*grid.tolist(), split - 1e-9, split})]
-    steps = [(t, 1.0 if t >= shaping.touchdown else shaping.eta(t)) for t in times]
+    steps = [(t, 1.0 if t >= shaping.touchdown else shaping.eta(t)) for t in times or ()]
     axes = Axes(
         (0, 1), _padded([1.0, *(eta for _, eta in [*curve, *steps])], 0.02), "flow time t (0 noise, 1 image)", "eta(t)"
     )
@@ -97,9 +102,9 @@ def gain_chart(shaping: Shaping, times: Sequence[float]) -> str:
         top, bottom = axes.y(0), axes.y(axes.y_range[0])
         axes.add(f'<rect class="unsafe" x="{LEFT}" y="{top:.1f}" width="{WIDTH - LEFT - RIGHT}" height="{bottom - top:.1f}"/>')
     axes.line([(0, 1), (1, 1)], "mark")
-    axes.upright(split, f"tau_split {split:g}")
     if shaping.touchdown < 1:
         axes.upright(shaping.touchdown, f"touchdown {shaping.touchdown:g}", row=1)
+    axes.upright(split, f"tau_split {split:g}")  # last, so that no line crosses its name
     axes.line([(t, eta) for t, eta in curve if t <= shaping.touchdown], "line shaped")
     landing = 0
     for t, eta in steps:
@@ -111,9 +116,11 @@ def gain_chart(shaping: Shaping, times: Sequence[float]) -> str:
         else:
             landing += 1
             axes.add(f'<rect class="step landing" x="{px - 3:.1f}" y="{py - 3:.1f}" width="6" height="6"/>')
-    title = f"Gain eta of flow time: {len(times)} network calls, {landing} in the landing"
-    note = f"{len(times)} network calls · ● launch {len(times) - landing - (shaping.touchdown < 1)} · ■ landing {landing}"
-    note += " · ▼ touchdown" if shaping.touchdown < 1 else ""
+    title, note = "Gain eta of flow time", "the steps are marked once the model is loaded"
+    if times is not None:
+        title += f": {len(times)} network calls, {landing} in the landing"
+        note = f"{len(times)} network calls · ● launch {len(times) - landing - (shaping.touchdown < 1)} · ■ landing {landing}"
+        note += " · ▼ touchdown" if shaping.touchdown < 1 else ""
     warning = ""
     if shaping.excess > 1:
         limit = shaping.beta_0 / shaping.excess
@@ -124,7 +131,7 @@ def gain_chart(shaping: Shaping, times: Sequence[float]) -> str:
     return f'<figure class="kts-figure">{axes.svg(title)}<figcaption>{note}</figcaption>{warning}</figure>'
 
 
-def power_chart(traces: Mapping[str, KPETrace]) -> str:
+def power_chart(traces: Mapping[str, "KPETrace"]) -> str:
     """Power per dimension along the path, median and 10-90 % band of the images; the area below is twice the energy."""
     curves = {}
     for name, trace in traces.items():
@@ -153,24 +160,28 @@ def _held(t: Sequence[float], values: np.ndarray) -> list[tuple[float, float]]:
 
 
 def scatter_chart(
-    groups: Mapping[str, tuple[torch.Tensor, torch.Tensor]], ylabel: str, name: Callable[[str, int], str], framed: bool
+    groups: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    ylabel: str,
+    name: Callable[[str, int], str],
+    threshold: float | None = None,
 ) -> str:
     """A point per image, each a button: energy per dimension across, ``y`` upwards.
 
     Args:
         groups: (x, y) of the images by sampler, plain first.
-        framed: whether ``y`` is d1/d2, so that what lies below the threshold is memorised.
+        threshold: of d1/d2, where ``y`` is that: what lies below it is memorised.
     """
-    xs = [x for pair in groups.values() for x in pair[0].tolist()]
-    ys = [y for pair in groups.values() for y in pair[1].tolist()]
+    xs = [x for pair in groups.values() for x in pair[0]]
+    ys = [y for pair in groups.values() for y in pair[1]]
     low, high = _padded(ys, 1e-3)
-    axes = Axes(_padded(xs, 1e-3), (0.0 if framed else low, 1.02 if framed else high), "kinetic path energy per dimension",
-                ylabel, height=360)  # fmt: skip
-    if framed:
-        axes.line([(axes.x_range[0], THRESHOLD), (axes.x_range[1], THRESHOLD)], "mark")
-        axes.text(WIDTH - RIGHT - 4, axes.y(THRESHOLD) - 5, "memorised below 1/3", "end")
+    if threshold is not None:
+        low, high = 0.0, 1.02
+    axes = Axes(_padded(xs, 1e-3), (low, high), "kinetic path energy per dimension", ylabel, height=360)
+    if threshold is not None:
+        axes.line([(axes.x_range[0], threshold), (axes.x_range[1], threshold)], "mark")
+        axes.text(WIDTH - RIGHT - 4, axes.y(threshold) - 5, "memorised below 1/3", "end")
     for g, (group, (x, y)) in enumerate(groups.items()):
-        for i, (px, py) in enumerate(zip(x.tolist(), y.tolist(), strict=True)):
+        for i, (px, py) in enumerate(zip(x, y, strict=True)):
             label = f'tabindex="0" role="button" data-point="{g}-{i}" aria-label="{escape(name(group, i))}"'
             cx, cy = axes.x(px), axes.y(py)
             if g == 0:

@@ -1,12 +1,14 @@
 """What a visitor may ask for. Enforced on the server: the ranges of the page bind nobody who calls the API."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..gain import SCHEDULES, Gain
 
 RANGES = {"alpha_0": (0.0, 0.5), "beta_0": (0.0, 0.1), "tau_split": (0.05, 0.95), "touchdown": (0.3, 1.0)}
+ALL = "all classes"
 MAX_SEED = 2**31 - 1
 MAX_PROMPT = 500
 MAX_STEPS = 100
@@ -36,6 +38,12 @@ def choice(name: str, value: Any, options: Any) -> Any:
     if not isinstance(value, str) or value not in options:
         raise Refused(f"{name} is {value!r:.60}; choose one of {', '.join(options)}.")
     return value
+
+
+def check_subject(subject: str, subjects: Sequence[str]) -> None:
+    """Raises Refused for a class that is not among ``subjects``; a model without any takes prompts."""
+    if subjects and subject not in subjects:
+        raise Refused(f"there is no class {subject!r:.60}; choose from {', '.join(subjects)}.")
 
 
 def steepest_landing(late_schedule: str) -> float:

@@ -19,14 +19,7 @@ from ..pipeline_kpe_monitor import is_flow_matching, load_pipeline
 from ..scheduling_kts_flow_match import KTSFlowMatchScheduler
 from ..seeding import sample_generators
 from ..training_images import load_images
-from .limits import Drawing, Refused, Shaping
-
-ALL = "all classes"
-BATCH = 64
-
-
-class Stopped(Exception):
-    """The visitor pressed Stop."""
+from .limits import ALL, Drawing, Shaping, check_subject
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,20 +81,16 @@ class SpaceModel:
         scheduler.set_timesteps(steps, mu=mu)
         return [row["t"] for row in scheduler.schedule_table()]
 
-    def check(self, drawing: Drawing) -> None:
-        if self.by_class and drawing.subject not in self.subjects:
-            raise Refused(f"there is no class {drawing.subject!r:.60}; choose from {', '.join(self.subjects)}.")
-
     def draw(self, drawing: Drawing, shaping: Shaping, advance: Callable[[], Any] | None = None) -> Drawn:
         """Draw with a scheduler and a pipeline of this request's own; only the weights are shared.
 
         Args:
-            advance: called after every step; may raise `Stopped`.
+            advance: called after every step; may raise `sessions.Stopped`.
 
         Raises:
             Refused: unsafe shaping, or a class the model does not know.
         """
-        self.check(drawing)
+        check_subject(drawing.subject, self.subjects)
         shaping.check()
         images, trace = draw_on_gpu(self.name, drawing, shaping, None if gpu.spaces else advance)
         found = None
@@ -140,7 +129,7 @@ LOADED: dict[str, SpaceModel] = {}
 
 
 def load(name: str = NAMES[0]) -> SpaceModel:
-    """The model, loaded at its first mention; an app does so before it serves, as ZeroGPU demands."""
+    """The model, loaded at its first mention."""
     if name not in LOADED:
         LOADED[name] = SpaceModel(name)
     return LOADED[name]

@@ -7,6 +7,10 @@ from contextlib import contextmanager
 from .limits import Refused
 
 
+class Stopped(Exception):
+    """The visitor pressed Stop."""
+
+
 class Sessions:
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -14,10 +14,12 @@ CSS = """
 :root { --kts-shaped: #0068a5; --kts-copied: #b34700; --kts-warn: #fff1e6; }
 .dark { --kts-shaped: #66c2ff; --kts-copied: #ff9a52; --kts-warn: #3b2210; }
 .gradio-container { max-width: 1240px !important; margin: 0 auto !important; }
+.gradio-container .head > label { flex: 1 1 auto; } /* a slider's name wraps as a whole, above its number */
 .kts-chart { width: 100%; height: auto; display: block; font-family: inherit; }
 .kts-chart .grid { stroke: var(--border-color-primary); stroke-width: 1; }
 .kts-chart .mark { stroke: var(--body-text-color-subdued); stroke-width: 1.2; stroke-dasharray: 3 4; }
-.kts-chart text { fill: var(--body-text-color-subdued); font-size: 12px; }
+.kts-chart text { fill: var(--body-text-color-subdued); font-size: 12px; /* readable on top of lines */
+  paint-order: stroke; stroke: var(--body-background-fill); stroke-width: 4px; stroke-linejoin: round; }
 .kts-chart .label { fill: var(--body-text-color); font-size: 13px; }
 .kts-chart .line { fill: none; stroke-width: 2.2; stroke-linejoin: round; }
 .kts-chart .line.plain { stroke: var(--body-text-color); stroke-dasharray: 6 4; }
@@ -39,9 +41,8 @@ CSS = """
 .kts-warning { margin: 8px 0 0; padding: 8px 12px; border-left: 4px solid var(--kts-copied); border-radius: 4px;
   background: var(--kts-warn); color: var(--body-text-color); font-size: 14px; }
 .key.shaped { color: var(--kts-shaped); }
-.kts-scroll { overflow-x: auto; contain: inline-size; } /* a wide table scrolls and does not widen the page */
-.kts-table { width: 100%; border-collapse: collapse; margin-bottom: 14px; font-variant-numeric: tabular-nums;
-  font-size: 14px; }
+.kts-scroll { overflow-x: auto; contain: inline-size; margin-bottom: 14px; } /* a wide table scrolls, not the page */
+.kts-table { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 14px; }
 .kts-table, .kts-sweep, .kts-table th, .kts-table td, .kts-table tr,
 .kts-sweep th, .kts-sweep td, .kts-sweep tr { border: none !important; }
 .kts-table th, .kts-table td { padding: 5px 10px !important; text-align: right !important; }

@@ -4,20 +4,23 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from html import escape
+from typing import TYPE_CHECKING
 
-import torch
 from PIL import Image
 
-from ..memorization import THRESHOLD
 from .charts import power_chart, scatter_chart
-from .model import Drawn
+
+if TYPE_CHECKING:  # the first page is drawn without torch
+    import torch
+
+    from .model import Drawn
 
 LARGEST_EXACT = 64  # pixels of a side; larger images are sent as JPEG
 
 
-def picture(image: torch.Tensor, alt: str, kind: str = "") -> str:
+def picture(image: "torch.Tensor", alt: str, kind: str = "") -> str:
     """An ``<img>`` of a (C, H, W) image in [0, 1] with one or three channels."""
-    pixels = (image.clamp(0, 1) * 255).round().to(torch.uint8)
+    pixels = (image.clamp(0, 1) * 255).round().byte()
     shown = Image.fromarray(pixels[0].numpy() if len(pixels) == 1 else pixels.permute(1, 2, 0).contiguous().numpy())
     exact, data = max(image.shape[1:]) <= LARGEST_EXACT, io.BytesIO()
     shown.save(data, "PNG" if exact else "JPEG", **({} if exact else {"quality": 90}))
@@ -27,13 +30,13 @@ def picture(image: torch.Tensor, alt: str, kind: str = "") -> str:
     return f'<img class="{kind.strip()}" alt="{escape(alt)}" src="data:image/{form};base64,{coded}">'
 
 
-def ratio(drawn: Drawn, i: int) -> float:
+def ratio(drawn: "Drawn", i: int) -> float:
     assert drawn.found is not None
     d1, d2 = drawn.found.distances[i].tolist()
     return d1 / d2 if d2 else 0.0
 
 
-def comparison(results: Mapping[str, Drawn], training: torch.Tensor | None, names: Sequence[str]) -> str:
+def comparison(results: Mapping[str, "Drawn"], training: "torch.Tensor | None", names: Sequence[str]) -> str:
     """Plain and shaped images of the same noise side by side, with neighbours, numbers and energy curves."""
     count = len(names)
     pairs = "".join(_pair(results, training, i, names[i]) for i in range(count))
@@ -44,19 +47,19 @@ def comparison(results: Mapping[str, Drawn], training: torch.Tensor | None, name
     )
 
 
-def _pair(results: Mapping[str, Drawn], training: torch.Tensor | None, i: int, name: str) -> str:
+def _pair(results: Mapping[str, "Drawn"], training: "torch.Tensor | None", i: int, name: str) -> str:
     halves = "".join(_half(sampler, drawn, training, i, name) for sampler, drawn in results.items())
     label = f'aria-label="image {i}, {escape(name)}"'
     return f'<article class="kts-pair" {label}><h4>{escape(name)}</h4><div>{halves}</div></article>'
 
 
-def _half(sampler: str, drawn: Drawn, training: torch.Tensor | None, i: int, name: str) -> str:
+def _half(sampler: str, drawn: "Drawn", training: "torch.Tensor | None", i: int, name: str) -> str:
     copied = drawn.found is not None and bool(drawn.found.is_memorized[i])
     shown = picture(drawn.images[i], f"{name}, {sampler}", "drawn memorised" if copied else "drawn")
     return f"<figure><figcaption>{escape(sampler)}</figcaption>{shown}{_nearest(drawn, training, i)}</figure>"
 
 
-def _nearest(drawn: Drawn, training: torch.Tensor | None, i: int) -> str:
+def _nearest(drawn: "Drawn", training: "torch.Tensor | None", i: int) -> str:
     energy = f"<span>energy {drawn.trace.per_dim[i]:.3f}</span>"
     if drawn.found is None or training is None:
         return f'<div class="facts">{energy}</div>'
@@ -64,12 +67,12 @@ def _nearest(drawn: Drawn, training: torch.Tensor | None, i: int) -> str:
     d1, d2 = drawn.found.distances[i].tolist()
     near = picture(training[first], f"nearest training image, distance {d1:.2f}", "near")
     near += picture(training[second], f"second nearest training image, distance {d2:.2f}", "near")
-    memorised = ratio(drawn, i) < THRESHOLD
+    memorised = bool(drawn.found.is_memorized[i])
     verdict = f'<b class="{"copied" if memorised else ""}">d1/d2 {ratio(drawn, i):.2f}{" memorised" if memorised else ""}</b>'
     return f'<div class="nearest">{near}</div><div class="facts">{verdict}{energy}</div>'
 
 
-def _table(results: Mapping[str, Drawn]) -> str:
+def _table(results: Mapping[str, "Drawn"]) -> str:
     rows = ""
     for name, drawn in results.items():
         energy = drawn.trace.path_energy.per_dim
@@ -84,7 +87,7 @@ def _table(results: Mapping[str, Drawn]) -> str:
     return f'<div class="kts-scroll"><table class="kts-table">{head}{rows}</table></div>'
 
 
-def sweep(axis_x: str, xs: Sequence[float], axis_y: str, ys: Sequence[float], cells: Mapping[tuple[int, int], Drawn]) -> str:
+def sweep(axis_x: str, xs: Sequence[float], axis_y: str, ys: Sequence[float], cells: Mapping[tuple[int, int], "Drawn"]) -> str:
     """A grid of images over two settings, all of the same noise."""
     head = "".join(f"<th scope='col'>{x:.3g}</th>" for x in xs)
     rows = ""
@@ -102,18 +105,18 @@ def sweep(axis_x: str, xs: Sequence[float], axis_y: str, ys: Sequence[float], ce
     return f'<div class="kts-scroll"><table class="kts-sweep">{table}</table></div>'
 
 
-def population(results: Mapping[str, Drawn], training: torch.Tensor | None, names: Sequence[str]) -> str:
+def population(results: Mapping[str, "Drawn"], training: "torch.Tensor | None", names: Sequence[str]) -> str:
     """Energy against d1/d2, a point per image; the details of every point lie hidden in the page until it is chosen."""
-    known = training is not None
+    found = next(iter(results.values())).found
     groups, details = {}, ""
     for g, (sampler, drawn) in enumerate(results.items()):
         energy = drawn.trace.path_energy
-        y = torch.tensor([ratio(drawn, i) for i in range(len(names))]) if known else energy.late / energy.total
-        groups[sampler] = (drawn.trace.per_dim, y)
+        y = [ratio(drawn, i) for i in range(len(names))] if found else (energy.late / energy.total).tolist()
+        groups[sampler] = (drawn.trace.per_dim.tolist(), y)
         for i, name in enumerate(names):
             half = f"<h4>{escape(name)}, image {i}</h4>{_half(sampler, drawn, training, i, name)}"
             details += f'<div class="kts-detail" data-detail="{g}-{i}" hidden>{half}</div>'
-    ylabel = "d1/d2" if known else "late share of the energy"
-    chart = scatter_chart(groups, ylabel, lambda sampler, i: f"{sampler}: {names[i]}, image {i}", known)
+    ylabel, threshold = ("d1/d2", found.threshold) if found else ("late share of the energy", None)
+    chart = scatter_chart(groups, ylabel, lambda sampler, i: f"{sampler}: {names[i]}, image {i}", threshold)
     hint = '<p class="kts-hint">Choose a point: click it, or Tab to it and press Enter.</p>'
     return f'{_table(results)}{chart}<div class="kts-chosen" aria-live="polite">{hint}{details}</div>'
