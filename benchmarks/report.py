@@ -16,6 +16,7 @@ SECTIONS = {
     "paper_tables": "The paper's tables on Fashion-MNIST",
     "frontier": "Quality against memorisation: KTS, touchdown, fewer steps",
     "memorization_score": "A memorisation score from the trajectory alone",
+    "performance_table": "What shaping and measuring cost",
 }
 PREFACE = """# Results
 
@@ -58,10 +59,15 @@ def write_between(path: Path, marks: tuple[str, str], text: str) -> None:
     path.write_text(f"{before}{marks[0]}\n{text}\n{marks[1]}{after}")
 
 
-def write_section(output: Path, name: str, text: str, result: dict[str, Any]) -> None:
-    """The section of a script in ``RESULTS.md``, and its numbers in ``results/``."""
+def write_json(output: Path, name: str, result: dict[str, Any]) -> None:
+    """``results/<name>.json``."""
     (output / "results").mkdir(parents=True, exist_ok=True)
     (output / "results" / f"{name}.json").write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
+
+
+def write_section(output: Path, name: str, text: str, result: dict[str, Any]) -> None:
+    """The section of a script in ``RESULTS.md``, and its numbers in ``results/``."""
+    write_json(output, name, result)
     path = output / "RESULTS.md"
     if not path.exists():
         empty = "".join(

@@ -15,7 +15,7 @@ from diffusers_kts.controls import net_displacement
 
 ROOT = Path(__file__).parents[1]
 SLICE = Path(__file__).parent / "data" / "fashion_mnist_slice.npz"
-SCRIPTS = ("fashion_mnist", "laboratory", "report", "judge", "paper_tables", "frontier", "memorization_score")
+SCRIPTS = ("fashion_mnist", "laboratory", "report", "judge", "paper_tables", "frontier", "memorization_score", "step_cost")
 
 
 @pytest.fixture(scope="module")
@@ -160,3 +160,11 @@ def test_a_snapshot_is_a_model_of_the_first_images(bench, model, tmp_path):
     assert snapshot.digest == model.digest and torch.equal(snapshot.training, data.x_train[:20])
     other = replace(model, training=data.x_train)
     assert other.digest == model.digest
+
+
+def test_costs_of_a_step_are_told_beside_the_stock_one(bench):
+    row = bench.step_cost.steps((2, 4, 8, 8), torch.bfloat16, "cpu", rounds=6, fused=False)
+    assert set(row["ratio_to_stock"]) == {"shaped and measured", "off, measured", "stock, measured"}
+    for name, ratio in row["ratio_to_stock"].items():
+        assert 0 < ratio["low"] <= ratio["median"] <= ratio["high"] and row["microseconds"][name] > 0
+    assert row["least_bytes"] == 3 * 2 * 4 * 8 * 8 * 2

@@ -74,9 +74,10 @@ def is_known(scheduler: Any) -> bool:
 
 
 def scales(scheduler: Any, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """``alpha`` and ``sigma`` of the state that the network sees at evaluation ``index``."""
+    """``alpha`` and ``sigma`` of the state that the network sees at evaluation ``index``; of DDIM, which keeps its timesteps
+    on the device, by the copy that whoever records left in ``_host_timesteps``."""
     if isinstance(scheduler, DDIMScheduler):
-        signal = scheduler.alphas_cumprod[scheduler.timesteps[index]]
+        signal = scheduler.alphas_cumprod[scheduler._host_timesteps[index]]
         return signal.sqrt(), (1 - signal).sqrt()
     if isinstance(scheduler, EulerDiscreteScheduler):
         return variance_preserving(scheduler.sigmas[index])

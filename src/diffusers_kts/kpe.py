@@ -23,6 +23,8 @@ FORMAT = "diffusers-kts/kpe"
 FORMAT_VERSION = "1"
 QUADRATURES = ("left", "trapezoid")
 DECIDED, SETTLED = 0.5, 0.9  # flow times: before the one `settling` looks for movement, from the other for rest
+ROW, SHORTEST_ROW = 384, 64  # numbers added up in a row: the greatest common divisor of the first and the sample's size
+BLOCK = 2**19  # numbers widened at a time: 2 MiB of fp32, about what the cores have in their own caches
 LATE_START = 0.02  # a record that begins after this flow time lacks the launch (img2img, inpainting, custom sigmas)
 
 
@@ -278,9 +280,27 @@ def quadrature_weights(sigmas: torch.Tensor, quadrature: str = "left") -> torch.
 
 
 def squared_norm(v: torch.Tensor) -> torch.Tensor:
-    """(B,) ``||v||^2`` of a batch, summed in at least fp32 over all dimensions but the first, whatever the layout."""
-    squares = v.to(torch.promote_types(v.dtype, torch.float32)).square()
-    return squares.flatten(1).sum(1) if v.ndim > 1 else squares.reshape(-1)
+    """(B,) ``||v||^2`` of a batch, summed in at least fp32 over all dimensions but the first, whatever the layout.
+
+    On the CPU a sample is cut into rows, whose sums are added: one running fp32 sum of millions of squares would be 1e-4 off,
+    and one core alone would make it. Narrow dtypes are widened in blocks that stay in the cache.
+    """
+    d = math.prod(v.shape[1:])
+    row = math.gcd(d, ROW)
+    if v.device.type == "cpu" and row >= SHORTEST_ROW:
+        rows = v.reshape(-1, row)
+        if v.element_size() >= 4:
+            norms = torch.linalg.vector_norm(rows, dim=1)
+        else:
+            blocks = rows.split(BLOCK // row)
+            norms = torch.cat([torch.linalg.vector_norm(block.float(), dim=1) for block in blocks])
+        norms = norms.view(v.shape[0], -1)
+        return torch.linalg.vecdot(norms, norms)
+    wide = torch.promote_types(v.dtype, torch.float32)
+    if v.device.type == "cpu" or d == 1:
+        return v.to(wide).square().reshape(v.shape[0], d).sum(1)
+    # one kernel, which widens as it reads
+    return torch.linalg.vector_norm(v, dim=tuple(range(1, v.ndim)), dtype=wide).square()
 
 
 def _distance(v: torch.Tensor, last: torch.Tensor | None) -> torch.Tensor:
@@ -297,6 +317,19 @@ def token_intervals(token_sigmas: torch.Tensor, sigmas: torch.Tensor) -> torch.T
     return (token_sigmas - lower)[..., None]
 
 
+def _with_room(record: torch.Tensor | None, filled: int, power: torch.Tensor, steps: int) -> torch.Tensor:
+    """(N, B) with room for one more row.
+
+    One tensor from the start of a run: a small one kept at every step would come to lie where latents were, and the allocator
+    would have to look for new memory for the next ones.
+    """
+    if record is not None and filled < record.shape[0]:
+        return record
+    with torch.inference_mode(False):  # so that a later step may write into it, in whatever mode
+        room = torch.empty(max(steps, 1), *power.shape, dtype=power.dtype, device=power.device)
+        return room if record is None else torch.cat([record, room])
+
+
 @dataclass
 class _Run:
     settings: Mapping[str, Any]
@@ -306,7 +339,7 @@ class _Run:
     sigmas: torch.Tensor | None = None
     d: int = 0
     steps: list[int] = field(default_factory=list)
-    power: list[torch.Tensor] = field(default_factory=list)
+    power: torch.Tensor | None = None  # (N or more, B)
     gains: list[Any] = field(default_factory=list)
     turn: list[torch.Tensor] = field(default_factory=list)
     last_velocity: torch.Tensor | None = None
@@ -348,26 +381,38 @@ class KPERecorder:
         self._warned = False
 
     def observe(
-        self, step_index: int, sigmas: torch.Tensor, v: torch.Tensor, gain: Any = 1.0, token_dt: torch.Tensor | None = None
+        self,
+        step_index: int,
+        sigmas: torch.Tensor,
+        v: torch.Tensor,
+        gain: Any = 1.0,
+        token_dt: torch.Tensor | None = None,
+        power: torch.Tensor | None = None,
     ) -> None:
-        """One step was made along ``v`` with ``gain`` eta; ``token_dt`` (B, S, 1) where every token has its own interval.
+        """One step was made along ``v`` with ``gain`` eta; ``token_dt`` (B, S, 1) where every token has its own interval,
+        ``power`` (B,) where the step has computed ``||v||^2`` already.
 
         Per-token steps are recorded as the power and gain that give the same energies over the schedule's interval.
         """
-        run, v = self.runs[-1], v.detach()
+        run = self.runs[-1]
+        if v.requires_grad:
+            v = v.detach()
         if token_dt is None:
-            power = squared_norm(v)
+            power = squared_norm(v) if power is None else power
         else:
             nominal = (sigmas[step_index + 1] - sigmas[step_index]).abs().clamp(min=torch.finfo(torch.float32).tiny)
             v = v * (token_dt / nominal).sqrt()
             power = squared_norm(v)
             gain = torch.where(power > 0, squared_norm(gain * v) / power, 1.0).sqrt()
-        if run.power and run.power[-1].shape != power.shape:  # another batch without set_timesteps
+        if run.power is not None and run.power.shape[1:] != power.shape:  # another batch without set_timesteps
             self.begin(run.settings, run.tau_split, run.invert_sigmas, run.quadrature)
             run = self.runs[-1]
-        run.sigmas, run.d = sigmas, math.prod(v.shape[1:])
+        run.power = _with_room(run.power, len(run.steps), power, sigmas.shape[0] - 1)
+        run.power[len(run.steps)] = power
+        run.sigmas = sigmas
+        if not run.steps:
+            run.d = math.prod(v.shape[1:])
         run.steps.append(step_index)
-        run.power.append(power)
         run.gains.append(gain)
         if self.record_turn and len(run.turn) == len(run.steps) - 1:
             run.turn.append(_distance(v, run.last_velocity))
@@ -377,9 +422,9 @@ class KPERecorder:
     def trace(self, run: int = -1) -> KPETrace | None:
         """The record so far; reads the device once. Warns once about velocities that were not finite."""
         r = self.runs[run] if self.runs else None
-        if r is None or r.sigmas is None:
+        if r is None or r.sigmas is None or r.power is None:
             return None
-        power = torch.stack(r.power, 1).cpu()
+        power = r.power[: len(r.steps)].T.clone(memory_format=torch.contiguous_format).cpu()
         steps = torch.tensor([*r.steps, r.steps[-1] + 1])
         sigmas = r.sigmas.detach().cpu()
         t = flow_times(sigmas, r.invert_sigmas, [r.tau_split])
@@ -412,12 +457,13 @@ class KPERecorder:
             )
 
     def __deepcopy__(self, memo: dict) -> "KPERecorder":
-        """Records of a copy are its own: the lists are copied, the tensors in them never change."""
+        """Records of a copy are its own: the lists are copied, the tensors in them never change; ``power`` is written into."""
         number = 1 + (len(self.session) if self.session is not None else 0)
         twin = KPERecorder(f"{self.stream} copy {number}" if self.session is not None else self.stream)
         twin.runs, twin.record_turn = [copy.copy(run) for run in self.runs[-1:]], self.record_turn
         for run in twin.runs:
-            run.steps, run.power, run.gains, run.turn = list(run.steps), list(run.power), list(run.gains), list(run.turn)
+            run.steps, run.gains, run.turn = list(run.steps), list(run.gains), list(run.turn)
+            run.power = None if run.power is None else run.power.clone()
         twin.session = self.session
         if self.session is not None:
             self.session.append(twin)

@@ -13,11 +13,13 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import (
+    DDIMScheduler,
     DiffusionPipeline,
     DPMSolverMultistepScheduler,
     FlowMapEulerDiscreteScheduler,
@@ -33,6 +35,7 @@ from diffusers.callbacks import PipelineCallback
 
 from .coordinates import DIFFUSION, exploding_velocity, flow_sigma, is_known, levels, velocity
 from .gain import Gain, exceeds_one
+from .host_copy import index_of
 from .kpe import KPERecorder, KPETrace, token_intervals
 
 FLOW_SCHEDULERS = (
@@ -247,7 +250,7 @@ def _flow_schedulers(pipeline: Any) -> dict[str, Any]:
 
 @functools.cache
 def _recording_class(cls: Any) -> type:
-    signature = inspect.signature(cls.step)
+    names = list(inspect.signature(cls.step).parameters)[1:]
 
     @functools.wraps(cls.set_timesteps)
     def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -255,13 +258,15 @@ def _recording_class(cls: Any) -> type:
         inverted = bool(self.config.get("invert_sigmas", False))
         quadrature = "trapezoid" if issubclass(cls, SECOND_ORDER) else "left"
         self._kpe_recorder.begin({"scheduler": cls.__name__}, Gain.tau_split, inverted, quadrature)
-        self._kpe_exploding = None
+        self._kpe_levels = _Levels.of(self)
+        if isinstance(self, DDIMScheduler):
+            self._host_timesteps = self.timesteps.tolist()
         return result
 
     @functools.wraps(cls.step)
     def step(self: Any, *args: Any, **kwargs: Any) -> Any:
-        call = signature.bind(self, *args, **kwargs).arguments
         result = cls.step(self, *args, **kwargs)
+        call = dict(zip(names, args, strict=False)) | kwargs
         token_dt, token_timesteps = None, call.get("per_token_timesteps")
         if token_timesteps is not None:
             token_dt = token_intervals(token_timesteps / self.config.num_train_timesteps, self.sigmas)
@@ -280,15 +285,34 @@ def _recording_class(cls: Any) -> type:
 def _seen(scheduler: Any, model_output: torch.Tensor, timestep: Any, sample: Any) -> tuple[int, torch.Tensor, torch.Tensor]:
     """Number of the evaluation just made, levels of the schedule, and the velocity, all of the flow."""
     index = getattr(scheduler, "step_index", None)
-    index = int((scheduler.timesteps == timestep).nonzero()[0]) if index is None else index - 1  # DDIM counts no steps
+    index = index_of(timestep, scheduler.timesteps) if index is None else index - 1  # DDIM counts no steps
+    known: _Levels = scheduler._kpe_levels
     if isinstance(scheduler, DIFFUSION):
-        return index, levels(scheduler), velocity(scheduler, index, model_output, sample)
-    sigmas = scheduler.sigmas
-    if scheduler._kpe_exploding is None:
-        scheduler._kpe_exploding = exceeds_one(sigmas)  # waits for the device, once a run
-    if not scheduler._kpe_exploding:
+        return index, levels(scheduler) if known.flow is None else known.flow, velocity(scheduler, index, model_output, sample)
+    sigmas: torch.Tensor = scheduler.sigmas
+    if sigmas is not known.sigmas:  # a pipeline put a schedule of its own in place
+        known = scheduler._kpe_levels = _Levels.of(scheduler)
+    if not known.exploding:
         return index, sigmas, model_output
     return index, flow_sigma(sigmas), exploding_velocity(model_output, sample, sigmas[index])
+
+
+@dataclass(frozen=True)
+class _Levels:
+    """What is read of a schedule before its first step, so that steps need not wait for the device."""
+
+    sigmas: torch.Tensor | None = None
+    exploding: bool = False
+    flow: torch.Tensor | None = None  # of DDIM, which has no sigmas
+
+    @classmethod
+    def of(cls, scheduler: Any) -> "_Levels":
+        """Waits for the device, as `set_timesteps`, which put the schedule there, has just done."""
+        if isinstance(scheduler, DDIMScheduler):
+            return cls(flow=levels(scheduler))
+        if isinstance(scheduler, DIFFUSION):  # their sigmas never leave the host
+            return cls()
+        return cls(scheduler.sigmas, exceeds_one(scheduler.sigmas))
 
 
 @contextmanager
@@ -326,7 +350,8 @@ def _attach(scheduler: Any, name: str, session: list[KPERecorder], record_turn: 
         def undo() -> None:
             scheduler.__class__ = cls
             del scheduler._kpe_recorder
-            vars(scheduler).pop("_kpe_exploding", None)
+            for name in ("_kpe_levels", "_host_timesteps"):
+                vars(scheduler).pop(name, None)
 
     recorder.record_turn |= record_turn
     session.append(recorder)

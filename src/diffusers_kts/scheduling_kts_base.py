@@ -12,7 +12,9 @@ import torch
 from diffusers.configuration_utils import register_to_config
 
 from .gain import Gain, flow_times, noise_level
+from .host_copy import HostCopy, counted
 from .kpe import KPERecorder, KPETrace, quadrature_weights
+from .standing import StandingSchedule
 
 LANDED = 0.95  # a late start that moves less than this share of its way is told about
 SHAPING = ("alpha_0", "beta_0", "tau_split", "k", "early_schedule", "late_schedule", "touchdown")
@@ -64,6 +66,10 @@ class KTSSchedulerMixin:
     sigmas: torch.Tensor
     timesteps: torch.Tensor
     num_inference_steps: int
+    _step_index: Any
+    _begin_index: Any
+    _levels: HostCopy  # of `sigmas`, from the first `set_timesteps` on
+    _standing: StandingSchedule | None = None
 
     @classmethod
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
@@ -132,8 +138,8 @@ class KTSSchedulerMixin:
             number = isinstance(touchdown, (int, float)) and not isinstance(touchdown, bool)
             if not number or not math.isfinite(touchdown) or not 0 < touchdown < 1:
                 raise ValueError(f"touchdown is {touchdown!r}; give a flow time strictly between 0 and 1, or None for none.")
+        self._settings = {"scheduler": type(self).__name__, **settings, "touchdown": touchdown}
         self._gains: list[float] | None = None
-        self._gains_of: torch.Tensor | None = None
         self._kpe_recorder = KPERecorder()
 
     def _check_configuration(self) -> None:
@@ -155,20 +161,37 @@ class KTSSchedulerMixin:
         return flow_times(self._flow_sigmas().detach().cpu(), self.config.get("invert_sigmas", False), self._marks)
 
     def _begin_run(self) -> None:
-        if not torch.isfinite(self.sigmas).all():
-            raise ValueError(
-                f"the schedule has noise levels that are not finite ({self.sigmas.tolist()}); check sigmas and mu."
-            )
-        self._cut_at_touchdown()
-        self._gains, self._gains_of = self._compute_gains(), self.sigmas
-        settings = {"scheduler": type(self).__name__} | {name: self.config[name] for name in SHAPING}
+        self._lay_out_evaluations()
+        self.sigmas = counted(self.sigmas)
+        self._update_gains()
+        self._begin_record()
+
+    def _begin_again(self, asked: tuple) -> bool:
+        """Begin another run on the schedule that stands, if that is the one asked for."""
+        if self._standing is None or not self._standing.is_for(self, asked):
+            return False
+        self._begin_record()
+        return True
+
+    def _begin_record(self) -> None:
         inverted = self.config.get("invert_sigmas", False)
-        self._kpe_recorder.begin(settings, self._gain.tau_split, inverted, self._quadrature)
+        self._kpe_recorder.begin(self._settings, self._gain.tau_split, inverted, self._quadrature)
+
+    def _update_gains(self) -> None:
+        """The gains of the current schedule, computed anew only if a level of it differs from the last one's: calls of a
+        pipeline mostly repeat a schedule."""
+        levels = self.sigmas.tolist()
+        if self._gains is None or levels != self._levels.numbers:
+            if not all(map(math.isfinite, levels)):
+                raise ValueError(f"the schedule has noise levels that are not finite ({levels}); check sigmas and mu.")
+            self._gains = self._compute_gains()
+        self._levels = HostCopy.of(self.sigmas, levels)
 
     def _touches_down(self, t: list[float], i: int) -> bool:
         return self.config.touchdown is not None and t[i] >= self.config.touchdown
 
-    def _cut_at_touchdown(self) -> None:
+    def _lay_out_evaluations(self) -> None:
+        """Cut the schedule at the touchdown."""
         t_d = self.config.touchdown
         if t_d is None:
             return
@@ -194,14 +217,17 @@ class KTSSchedulerMixin:
 
     def _compute_gains(self) -> list[float]:
         t = self._flow_times()[:-1]
-        etas, times = self._gain(t).tolist(), t.tolist()
+        etas: list[float] = self._gain(t).tolist()
+        if self.config.touchdown is None:
+            return etas
+        times = t.tolist()
         return [1.0 if self._touches_down(times, i) else eta for i, eta in enumerate(etas)]
 
     def _current_gains(self) -> list[float]:
         if self._gains is None:
             raise RuntimeError("there is no schedule yet; call set_timesteps(num_inference_steps) first.")
-        if self.sigmas is not self._gains_of:  # a pipeline put a schedule of its own in place
-            self._gains, self._gains_of = self._compute_gains(), self.sigmas
+        if not self._levels.is_of(self.sigmas):  # a pipeline put a schedule of its own in place, or wrote into ours
+            self._update_gains()
         return self._gains
 
     def _check_step(self, model_output: torch.Tensor, sample: torch.Tensor) -> None:
@@ -212,15 +238,15 @@ class KTSSchedulerMixin:
                 f"model_output is {tuple(model_output.shape)}, sample {tuple(sample.shape)}; they must have the same shape."
             )
         index = getattr(self, "step_index", None)  # DDIM has none
-        if index is not None and index + 1 >= len(self.sigmas):
+        if index is not None and index + 1 >= self.sigmas.shape[0]:
             raise RuntimeError(
-                f"step was called more often than the {len(self.sigmas) - 1} steps planned; call set_timesteps."
+                f"step was called more often than the {self.sigmas.shape[0] - 1} steps planned; call set_timesteps."
             )
 
-    def _observe(self, index: int, v: torch.Tensor, gain: Any, token_dt: torch.Tensor | None = None) -> None:
+    def _observe(self, index: int, v: torch.Tensor, gain: Any, **measured: Any) -> None:
         if index > 0 and not self._kpe_recorder.has_begun and not self._is_off:
             self._warn_of_noise(index)
-        self._kpe_recorder.observe(index, self._flow_sigmas(), v, gain, token_dt)
+        self._kpe_recorder.observe(index, self._flow_sigmas(), v, gain, **measured)
 
     def _warn_of_noise(self, begin_index: int) -> None:
         moved = self.net_displacement(begin_index)

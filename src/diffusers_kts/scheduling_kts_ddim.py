@@ -7,8 +7,10 @@ from diffusers import DDIMScheduler
 from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 
 from .coordinates import levels
+from .host_copy import index_of
 from .scheduling_kts_base import shaped_init
 from .scheduling_kts_diffusion import KTSDiffusionMixin
+from .standing import StandingSchedule
 
 
 class KTSDDIMScheduler(KTSDiffusionMixin, DDIMScheduler):
@@ -32,11 +34,14 @@ class KTSDDIMScheduler(KTSDiffusionMixin, DDIMScheduler):
 
     def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
         """As the parent's; also cuts the schedule at the touchdown, computes the gains, and begins a new energy record."""
+        if self._begin_again(asked := (num_inference_steps, device)):
+            return
         super().set_timesteps(num_inference_steps, device)
         self.sigmas = levels(self)
         self._begin_run()
         self.num_inference_steps = num_inference_steps  # the parent's stride, also where the touchdown cut the schedule
-        self._index = {int(timestep): i for i, timestep in enumerate(self.timesteps)}
+        self._host_timesteps = self.timesteps.tolist()
+        self._standing = StandingSchedule.of(self, asked)
 
     def step(
         self,
@@ -52,18 +57,20 @@ class KTSDDIMScheduler(KTSDiffusionMixin, DDIMScheduler):
         """One shaped step; arguments and result as in `DDIMScheduler.step`. ``eta`` is DDIM's own, the weight of noise."""
         self._check_step(model_output, sample)
         self._refuse_noise("eta", eta)
-        index = self._index.get(int(timestep))
-        if index is None:
-            raise ValueError(f"timestep {int(timestep)} is not in the schedule; pass elements of `timesteps`.")
+        try:
+            index = index_of(timestep, self.timesteps)
+        except IndexError:
+            raise ValueError(f"timestep {int(timestep)} is not in the schedule; pass elements of `timesteps`.") from None
+        timestep = self._host_timesteps[index]  # a number, which the parent looks up without waiting for the device
         v, x = self._widened(model_output, sample)
         prev_sample, data = super().step(
             v, timestep, x, eta, use_clipped_model_output, generator, variance_noise, return_dict=False
         )
-        target: Any = int(timestep) - self.config.num_train_timesteps // self.num_inference_steps
+        target: Any = timestep - self.config.num_train_timesteps // self.num_inference_steps
         after = self._scale(self.alphas_cumprod[target] if target >= 0 else self.final_alpha_cumprod)
-        if self._touches_down(self._flow_times().tolist(), index):
+        if self.config.touchdown is not None and self._touches_down(self._flow_times().tolist(), index):
             prev_sample = data
-        prev_sample = self._shape(index, v, x, prev_sample, self._scale(self.alphas_cumprod[int(timestep)]), after)
+        prev_sample = self._shape(index, v, x, prev_sample, self._scale(self.alphas_cumprod[timestep]), after)
         if not self._is_off:
             prev_sample = prev_sample.to(model_output.dtype)
         if not return_dict:

@@ -7,6 +7,7 @@ from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteSchedule
 from .coordinates import levels
 from .scheduling_kts_base import shaped_init
 from .scheduling_kts_diffusion import KTSDiffusionMixin
+from .standing import StandingSchedule, as_tuple
 
 
 class KTSEulerDiscreteScheduler(KTSDiffusionMixin, EulerDiscreteScheduler):
@@ -35,8 +36,13 @@ class KTSEulerDiscreteScheduler(KTSDiffusionMixin, EulerDiscreteScheduler):
         sigmas: list[float] | None = None,
     ) -> None:
         """As the parent's; also cuts the schedule at the touchdown, computes the gains, and begins a new energy record."""
+        asked = num_inference_steps, device, as_tuple(timesteps), as_tuple(sigmas)
+        if self._begin_again(asked):
+            self._step_index = self._begin_index = None
+            return
         super().set_timesteps(num_inference_steps, device, timesteps, sigmas)
         self._begin_run()
+        self._standing = StandingSchedule.of(self, asked)
 
     def step(
         self,

@@ -8,9 +8,13 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteSchedulerOutput
 
 from .coordinates import exploding_velocity, flow_sigma, shaped_step
+from .euler import euler_step
+from .fused import fused_step
 from .gain import exceeds_one, flow_times, snap
+from .host_copy import HostCopy, counted
 from .kpe import token_intervals
 from .scheduling_kts_base import KTSSchedulerMixin, shaped_init
+from .standing import StandingSchedule, as_tuple
 
 
 class KTSFlowMatchScheduler(KTSSchedulerMixin, FlowMatchEulerDiscreteScheduler):
@@ -48,6 +52,7 @@ class KTSFlowMatchScheduler(KTSSchedulerMixin, FlowMatchEulerDiscreteScheduler):
     __module__ = "diffusers_kts"  # diffusers writes this into model_index.json and looks the class up there
     _compatibles = ["FlowMatchEulerDiscreteScheduler"]
 
+    fused = False  # whether steps and their energy are compiled, see `diffusers_kts.fused`; set it to True on CUDA
     _exploding = False  # whether the schedule counts sigma / alpha
     _touchdown_is_last = False
     __init__ = shaped_init(FlowMatchEulerDiscreteScheduler)  # type: ignore[assignment]
@@ -105,11 +110,16 @@ class KTSFlowMatchScheduler(KTSSchedulerMixin, FlowMatchEulerDiscreteScheduler):
             raise ValueError("set_timesteps got nothing to go by; give num_inference_steps, sigmas or timesteps.")
         if num_inference_steps is not None and not (isinstance(num_inference_steps, Integral) and num_inference_steps >= 1):
             raise ValueError(f"num_inference_steps is {num_inference_steps!r}; give a whole number of at least 1.")
+        asked = num_inference_steps, device, as_tuple(sigmas), mu, as_tuple(timesteps), self.shift
+        if self._begin_again(asked):
+            self._step_index = self._begin_index = None
+            return
         super().set_timesteps(num_inference_steps, "cpu", sigmas, mu, timesteps)  # the gains are read on the host
         self._begin_run()
-        self.sigmas = self.sigmas.to(device)
+        self.sigmas = counted(self.sigmas.to(device))
         self.timesteps = self.timesteps.to(device)
-        self._gains_of = self.sigmas
+        self._levels = HostCopy.of(self.sigmas, self._levels.numbers)
+        self._standing = StandingSchedule.of(self, asked)
 
     def _convert_to_karras(self, in_sigmas: torch.Tensor, num_inference_steps: int) -> Any:
         """The multistep schedulers put a flow model on ``sigma / (1 + sigma)`` of Karras' levels (Cosmos 2.5: 200 to 0.01)."""
@@ -141,34 +151,48 @@ class KTSFlowMatchScheduler(KTSSchedulerMixin, FlowMatchEulerDiscreteScheduler):
         the sample to fp32.
         """
         index = self._check_call(model_output, timestep, sample)
-        gain: Any = 1.0 if self._gain.is_identity else self._current_gains()[index]
-        dtype = torch.promote_types(torch.promote_types(sample.dtype, model_output.dtype), torch.float32)
+        gain: Any = self._current_gains()[index]
         self._aim_touchdown(index)
-        # read here and not in set_timesteps: Cosmos edits sigmas in between
-        dt, token_dt = self.sigmas[index + 1].to(dtype) - self.sigmas[index].to(dtype), None
+        v, measured = model_output, {}
+        as_parent = self._gain.is_identity and torch.float64 not in (sample.dtype, v.dtype)  # which the parent rounds to fp32
         if per_token_timesteps is not None:  # callers pass -v, and time intervals are positive
             token_sigmas = per_token_timesteps / self.config.num_train_timesteps
-            dt = token_dt = token_intervals(token_sigmas, self.sigmas)
+            token_dt = measured["token_dt"] = token_intervals(token_sigmas, self.sigmas)
             gain = self._token_gains(token_sigmas, token_dt)
-        v = self._flow_velocity(index, model_output, sample)
-        if self._gain.is_identity and (dtype == torch.float32 or self.config.stochastic_sampling):
+        if self.config.stochastic_sampling or (as_parent and per_token_timesteps is not None):
             (prev_sample,) = super().step(
                 model_output, timestep, sample, s_churn, s_tmin, s_tmax, s_noise, generator, per_token_timesteps, False
             )
-        elif self._exploding:
-            x = sample.to(dtype)
-            stepped = x + dt * model_output.to(dtype)
-            prev_sample = shaped_step(x, stepped, self._scale(index), self._scale(index + 1), gain).to(model_output.dtype)
-            self._step_index += 1
         else:
-            prev_sample = ((gain * dt).to(dtype) * v.to(dtype)).add_(sample)
-            if per_token_timesteps is None:  # as in the parent, whose per-token result stays float32
-                prev_sample = prev_sample.to(model_output.dtype)
+            if per_token_timesteps is not None:
+                prev_sample = euler_step(sample, v, gain * token_dt)  # fp32, as the parent's per-token result
+            elif as_parent:
+                # its arithmetic, dt v in the dtype of v included, in two passes instead of up to five
+                product = (self.sigmas[index + 1] - self.sigmas[index]) * v
+                # strides are of the sample, as the parent's: kernels of the next call may round otherwise on others
+                in_place = product.stride() == sample.stride()
+                prev_sample = product.add_(sample) if in_place else torch.add(sample, product).to(v.dtype)
+            elif self._exploding:
+                prev_sample = self._exploding_step(index, v, sample, gain)
+            elif self.fused and not torch.is_grad_enabled():
+                prev_sample, measured["power"] = fused_step(sample, v, gain * self._interval(index))
+            else:
+                prev_sample = euler_step(sample, v, gain * self._interval(index)).to(v.dtype)
             self._step_index += 1
-        self._observe(index, v, gain, token_dt)
+        self._observe(index, self._flow_velocity(index, model_output, sample), gain, **measured)
         if not return_dict:
             return (prev_sample,)
         return FlowMatchEulerDiscreteSchedulerOutput(prev_sample=prev_sample)
+
+    def _interval(self, index: int) -> Any:
+        """``sigma_{i+1} - sigma_i`` as a float from the host, or as a tensor where somebody differentiates the schedule."""
+        sigmas: Any = self.sigmas if self.sigmas.requires_grad else self._levels.numbers
+        return sigmas[index + 1] - sigmas[index]
+
+    def _exploding_step(self, index: int, model_output: torch.Tensor, sample: torch.Tensor, gain: float) -> torch.Tensor:
+        stepped = euler_step(sample, model_output, self._interval(index))
+        x = sample.to(stepped.dtype)
+        return shaped_step(x, stepped, self._scale(index), self._scale(index + 1), gain).to(model_output.dtype)
 
     def _check_call(self, model_output: torch.Tensor, timestep: Any, sample: torch.Tensor) -> int:
         """Check the arguments; the number of this evaluation."""
@@ -190,7 +214,10 @@ class KTSFlowMatchScheduler(KTSSchedulerMixin, FlowMatchEulerDiscreteScheduler):
     def _aim_touchdown(self, index: int) -> None:
         """The touchdown goes to the data estimate, also where a pipeline holds the last noise level (Cosmos)."""
         if self._touchdown_is_last and index + 2 == len(self.sigmas):
-            self.sigmas[-1] = float(self.config.invert_sigmas)
+            end, numbers = float(self.config.invert_sigmas), self._levels.numbers
+            if numbers[-1] != end:
+                self.sigmas[-1] = end
+                self._levels = HostCopy.of(self.sigmas, [*numbers[:-1], end])
 
     def _flow_velocity(self, index: int, model_output: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
         if not self._exploding:
@@ -208,6 +235,7 @@ class KTSFlowMatchScheduler(KTSSchedulerMixin, FlowMatchEulerDiscreteScheduler):
 
     def _compute_gains(self) -> list[float]:
         self._exploding = exceeds_one(self.sigmas)
-        gains, times = super()._compute_gains(), self._flow_times().tolist()
-        self._touchdown_is_last = self._touches_down(times, len(gains) - 1)
+        gains = super()._compute_gains()
+        if self.config.touchdown is not None:
+            self._touchdown_is_last = self._touches_down(self._flow_times().tolist(), len(gains) - 1)
         return gains

@@ -46,9 +46,6 @@ class KTSFlowMatchHeunScheduler(KTSFlowMatchScheduler, FlowMatchHeunDiscreteSche
     ) -> None:
         """As `KTSFlowMatchScheduler.set_timesteps`, for as many steps of two evaluations."""
         super().set_timesteps(num_inference_steps, device, sigmas, mu, timesteps)
-        self.sigmas = torch.cat([self.sigmas[:1], self.sigmas[1:-1].repeat_interleave(2), self.sigmas[-1:]])
-        self.timesteps = torch.cat([self.timesteps[:1], self.timesteps[1:].repeat_interleave(2)])
-        self._current_gains()
         self.prev_derivative = self.dt = self.sample = None
         # img2img pipelines start at `order * steps`, where pipelines that gave sigmas count evaluations as steps
         self.order = 2 if num_inference_steps is not None else 1
@@ -90,6 +87,12 @@ class KTSFlowMatchHeunScheduler(KTSFlowMatchScheduler, FlowMatchHeunDiscreteSche
         if not return_dict:
             return (prev_sample,)
         return FlowMatchHeunDiscreteSchedulerOutput(prev_sample=prev_sample)
+
+    def _lay_out_evaluations(self) -> None:
+        """Also name every level but the first twice."""
+        super()._lay_out_evaluations()
+        self.sigmas = torch.cat([self.sigmas[:1], self.sigmas[1:-1].repeat_interleave(2), self.sigmas[-1:]])
+        self.timesteps = torch.cat([self.timesteps[:1], self.timesteps[1:].repeat_interleave(2)])
 
     def _shaped_step(self, index: int, v: torch.Tensor, sample: torch.Tensor, gain: float) -> torch.Tensor:
         dtype = torch.promote_types(torch.promote_types(sample.dtype, v.dtype), torch.float32)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
+from ..host_copy import HostCopy
 from ..kpe import KPETrace
 from ..presets import PRESETS
 from ..scheduling_kts_flow_match import KTSFlowMatchScheduler
@@ -48,7 +49,8 @@ class PartialSchedule(KTSFlowMatchScheduler):
         gains, self.whole = self._current_gains(), len(self.timesteps)
         start, stop, _ = self.part.indices(self.whole)
         self.timesteps, self.sigmas = self.timesteps[start:stop], self.sigmas[start : stop + 1]
-        self._gains, self._gains_of = gains[start:stop], self.sigmas
+        self._gains = gains[start:stop]
+        self._levels = HostCopy.of(self.sigmas, self._levels.numbers[start : stop + 1])
         self.num_inference_steps = len(self.timesteps)
 
     @functools.wraps(KTSFlowMatchScheduler.step)

@@ -8,8 +8,9 @@ import ast
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent
-SCHEDULER = ("gain", "coordinates", "kpe", "scheduling_kts_base", "scheduling_kts_flow_match")
-MONITOR = ("gain", "coordinates", "kpe", "pipeline_kpe_monitor")
+MEASURING = ("gain", "coordinates", "host_copy", "kpe")
+SCHEDULER = (*MEASURING, "standing", "euler", "fused", "scheduling_kts_base", "scheduling_kts_flow_match")
+MONITOR = (*MEASURING, "pipeline_kpe_monitor")
 BLOCK = (*SCHEDULER, "modular_kts")
 CUSTOM_PIPELINE = ("pipeline_flow_class_conditional",)
 
