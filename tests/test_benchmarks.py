@@ -15,7 +15,17 @@ from diffusers_kts.controls import net_displacement
 
 ROOT = Path(__file__).parents[1]
 SLICE = Path(__file__).parent / "data" / "fashion_mnist_slice.npz"
-SCRIPTS = ("fashion_mnist", "laboratory", "report", "judge", "paper_tables", "frontier", "memorization_score", "step_cost")
+SCRIPTS = (
+    "fashion_mnist",
+    "laboratory",
+    "report",
+    "judge",
+    "paper_tables",
+    "frontier",
+    "memorization_score",
+    "adaptive",
+    "step_cost",
+)
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +132,15 @@ def test_the_scripts_write_their_sections_and_draw_nothing_twice(bench, monkeypa
     assert points["touchdown, equal calls", "t_d 0.7"]["network_calls"] == 10
     assert points["touchdown", "t_d 0.2"]["f_mem"]["count"] < points["touchdown", "plain"]["f_mem"]["count"]
     assert (tmp_path / "results" / "frontier.png").stat().st_size > 10_000
+    monkeypatch.setattr(bench.adaptive, "RESAMPLES", 4)
+    by_sample = run(bench.adaptive, monkeypatch, tmp_path, cache, *plain, "--families", "KTS, landing", "budget, cap")
+    places = {(p["family"], p["setting"]): p for p in by_sample["models"][0]["points"]}
+    assert points_of(by_sample, "plain", "") == points_of(frontier, "touchdown", "plain")
+    capped, known = places["budget, cap", "0.7"], places["touchdown of the memorised, known afterwards", "t_d 0.5"]
+    assert capped["f_mem"]["count"] < places["plain", ""]["f_mem"]["count"]
+    assert places["KTS, landing", "0 / 0.03"]["difference"]["value"] > 0
+    assert known["f_mem"]["count"] <= places["touchdown", "t_d 0.5"]["f_mem"]["count"]
+    assert [row["t"] for row in by_sample["models"][0]["known_at"]] == [0.3, 0.4, 0.5, 0.6, 0.7]
     tables = ("--solver-samples", 10, "--snapshot-samples", 10, "--network-calls", 4, "--support-steps", 2, "--num-images", 20)
     weights = embedded_model() / "transformer" / "diffusion_pytorch_model.safetensors"
     paper = run(bench.paper_tables, monkeypatch, tmp_path, cache, *plain, *tables, "--snapshots", weights)
@@ -129,7 +148,7 @@ def test_the_scripts_write_their_sections_and_draw_nothing_twice(bench, monkeypa
     assert set(paper["main"][3]["controls"]) == {"evenly", "equal noise", "finished"}
     assert paper["main"][0]["sampler"] == points_of(frontier, "touchdown", "plain")
     text = (tmp_path / "RESULTS.md").read_text()
-    for script, verdicts in (("paper_tables", 4), ("frontier", 1), ("memorization_score", 1)):
+    for script, verdicts in (("paper_tables", 4), ("frontier", 1), ("memorization_score", 1), ("adaptive", 1)):
         start, end = bench.report.marks(script)
         assert text.partition(start)[2].partition(end)[0].count("Verdict") == verdicts
     capsys.readouterr()
@@ -137,6 +156,22 @@ def test_the_scripts_write_their_sections_and_draw_nothing_twice(bench, monkeypa
     assert "seed=" not in capsys.readouterr().out
     assert again["models"] == score["models"]
     assert (tmp_path / "RESULTS.md").read_text() == text
+
+
+def test_a_rule_wins_where_its_interval_is_below_0_on_every_model(bench):
+    def model(*highs):
+        found = [{"value": high - 0.1, "low": high - 0.2, "high": high} for high in highs]
+        return {
+            "points": [
+                {"family": "turning from .5", "setting": str(i), "difference": difference}
+                for i, difference in enumerate([*found, None])
+            ]
+        }
+
+    text, wins = bench.adaptive.verdict([model(-0.01, -0.01, 0.4), model(-0.02, 0.01, 0.4)])
+    assert wins == ["turning from .5 0"] and "turning from .5 0" in text
+    text, wins = bench.adaptive.verdict([model(-0.01, 0.1, 0.4), model(0.01, 0.1, 0.4)])
+    assert wins == [] and "no setting" in text and "lower in 1 and higher in 2" in text
 
 
 def points_of(frontier, family, setting):

@@ -15,6 +15,7 @@ _EXPORTS = {
     "KPECallback": ".pipeline_kpe_monitor",
     "KPEMonitorPipeline": ".pipeline_kpe_monitor",
     "KPETrace": ".kpe",
+    "KTSAdaptiveFlowMatchScheduler": ".scheduling_kts_adaptive_flow_match",
     "KTSDDIMScheduler": ".scheduling_kts_ddim",
     "KTSDPMSolverMultistepScheduler": ".scheduling_kts_dpmsolver_multistep",
     "KTSEulerDiscreteScheduler": ".scheduling_kts_euler_discrete",
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from .pipeline_flow_class_conditional import ClassConditionalFlowPipeline
     from .pipeline_kpe_monitor import KPECallback, KPEMonitorPipeline
     from .presets import PRESETS
+    from .scheduling_kts_adaptive_flow_match import KTSAdaptiveFlowMatchScheduler
     from .scheduling_kts_ddim import KTSDDIMScheduler
     from .scheduling_kts_dpmsolver_multistep import KTSDPMSolverMultistepScheduler
     from .scheduling_kts_euler_discrete import KTSEulerDiscreteScheduler

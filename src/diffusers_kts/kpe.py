@@ -147,11 +147,9 @@ class KPETrace:
         Raises:
             ValueError: the turn was not recorded.
         """
-        if self.turn is None:
-            raise ValueError("the turn was not recorded; set record_turn = True on the scheduler or the monitored pipeline.")
-        t = self.t[:-1]
+        turn, t = self._recorded_turn(), self.t[:-1]
         during = (t > start - ON_GRID) & (t < end - ON_GRID)
-        return (self.turn * ((1 - t) * during).to(self.turn)).sum(1)
+        return (turn * ((1 - t) * during).to(turn)).sum(1)
 
     @property
     def settling(self) -> torch.Tensor:
@@ -165,6 +163,20 @@ class KPETrace:
         """
         early, late = self.estimate_change(0.0, DECIDED), self.estimate_change(SETTLED)
         return torch.where((early > 0) & (late > 0), (early / late).log(), torch.nan)
+
+    @property
+    def turning(self) -> torch.Tensor:
+        """(B, N) `turning_so_far`, what `KTSAdaptiveFlowMatchScheduler` goes by.
+
+        Raises:
+            ValueError: as `estimate_change`.
+        """
+        return turning_so_far(self.power, self._recorded_turn(), self.t[:-1].to(self.power))
+
+    def _recorded_turn(self) -> torch.Tensor:
+        if self.turn is None:
+            raise ValueError("the turn was not recorded; set record_turn = True on the scheduler or the monitored pipeline.")
+        return self.turn
 
     def _energy(self, power: torch.Tensor) -> Energy:
         share = 0.5 * power * self.weights.to(power.dtype)
@@ -277,6 +289,17 @@ def quadrature_weights(sigmas: torch.Tensor, quadrature: str = "left") -> torch.
     ended, begun = dt.roll(1), dt.clone()
     ended[0], begun[-1] = 0, 2 * dt[-1]
     return (ended + begun) / 2
+
+
+def turning_so_far(power: torch.Tensor, turn: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    """(B, N) how far the data estimate has moved up to each evaluation, over the speed there,
+    ``sum_{j<=i} (1 - t_j) ||v_j - v_{j-1}|| / ||v_i||``: no unit, and known while sampling. High where a sample is decided
+    early, as memorised ones are. Ours; how well it tells them is measured in ``benchmarks/adaptive.py``.
+
+    Args:
+        power, turn (`torch.Tensor`, (B, N)), t (`torch.Tensor`, (N,)): of a record, see `KPETrace`.
+    """
+    return (turn * (1 - t)).cumsum(1) / power.sqrt()
 
 
 def squared_norm(v: torch.Tensor) -> torch.Tensor:
@@ -418,6 +441,19 @@ class KPERecorder:
             run.turn.append(_distance(v, run.last_velocity))
             # a copy: compiled networks write the next velocity where this one lies
             run.last_velocity = v.clone() if step_index + 2 < len(sigmas) else None
+
+    def so_far(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Power, gains and turn (if recorded) of the steps of this run, each (B, n), on the device of the velocity."""
+        run = self.runs[-1]
+        assert run.power is not None
+        power = run.power[: len(run.steps)].T.clone(memory_format=torch.contiguous_format)  # so sums do not depend on B
+        # numbers are filled in on the device, since copies to it would wait
+        gains = [gain if isinstance(gain, torch.Tensor) else torch.full_like(power[:, 0], gain) for gain in run.gains]
+        return power, torch.stack(gains, 1), torch.stack(run.turn, 1) if len(run.turn) == len(run.steps) else None
+
+    def correct_gain(self, gain: torch.Tensor) -> None:
+        """The step observed last was made with ``gain`` (B,), which could only be chosen once its velocity was known."""
+        self.runs[-1].gains[-1] = gain
 
     def trace(self, run: int = -1) -> KPETrace | None:
         """The record so far; reads the device once. Warns once about velocities that were not finite."""

@@ -29,14 +29,15 @@ class ScheduleTable(list):
         return "\n".join(lines)
 
 
-def shaped_init(parent: Any) -> Callable[..., None]:
-    """An ``__init__`` with the arguments of the diffusers scheduler ``parent`` and the shaping settings after them.
+def shaped_init(parent: Any, **more: Any) -> Callable[..., None]:
+    """An ``__init__`` with the arguments of the diffusers scheduler ``parent`` and the shaping settings after them, then
+    ``more`` settings with these defaults, which the class reads from its ``config``.
 
     The signature is read from ``parent``, so that `from_config` passes on every argument it has in the diffusers installed.
     """
     signature = inspect.signature(parent.__init__)
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    defaults = {name: getattr(Gain, name, None) for name in SHAPING}
+    defaults = {name: getattr(Gain, name, None) for name in SHAPING} | more
     shaping = [inspect.Parameter(name, kind, default=default) for name, default in defaults.items()]
     signature = signature.replace(parameters=[*signature.parameters.values(), *shaping])
 
@@ -44,7 +45,7 @@ def shaped_init(parent: Any) -> Callable[..., None]:
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
         bound = signature.bind(self, *args, **kwargs)
         bound.apply_defaults()
-        arguments = dict(bound.arguments)
+        arguments = {name: value for name, value in bound.arguments.items() if name not in more}
         self._set_shaping(**{name: arguments.pop(name) for name in SHAPING})
         parent.__init__(**arguments)
         self._check_configuration()
@@ -60,6 +61,7 @@ class KTSSchedulerMixin:
     `_observe` in `step`.
     """
 
+    _shaping_names: tuple[str, ...] = SHAPING  # settings that the record keeps
     _quadrature = "left"
     _levels_are_free = True  # whether the network understands noise levels between those of the schedule
     config: Any
@@ -83,7 +85,7 @@ class KTSSchedulerMixin:
         for name in kwargs:
             if name not in known and not return_unused_kwargs:
                 close = difflib.get_close_matches(name, known, n=1)
-                hint = f"did you mean {close[0]!r}?" if close else f"shaping is set by {', '.join(SHAPING)}."
+                hint = f"did you mean {close[0]!r}?" if close else f"shaping is set by {', '.join(cls._shaping_names)}."
                 raise TypeError(f"{cls.__name__} has no setting {name!r}; {hint}")
         return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)  # type: ignore[misc]
 
