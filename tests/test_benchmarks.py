@@ -23,6 +23,7 @@ SCRIPTS = (
     "paper_tables",
     "frontier",
     "memorization_score",
+    "tuning",
     "adaptive",
     "step_cost",
 )
@@ -156,6 +157,15 @@ def test_the_scripts_write_their_sections_and_draw_nothing_twice(bench, monkeypa
     assert "seed=" not in capsys.readouterr().out
     assert again["models"] == score["models"]
     assert (tmp_path / "RESULTS.md").read_text() == text
+
+
+def test_tuning_writes_its_section(bench, monkeypatch, tmp_path, cache):
+    monkeypatch.setattr(bench.tuning, "STUDIES", dict([*bench.tuning.STUDIES.items()][:1]))
+    small = ("--num-samples", 32, "--fresh-samples", 20, "--steps", 2, "--trials", 1)
+    result = run(bench.tuning, monkeypatch, tmp_path, cache, *small)
+    (report,) = result["studies"].values()
+    assert report["settings_tried"] == 1 and report["objectives"][0]["label"] == "Frechet distance, classifier.pt2"
+    assert "Verdict" in (tmp_path / "RESULTS.md").read_text() and (tmp_path / "results" / "tuning-memorising.png").exists()
 
 
 def test_a_rule_wins_where_its_interval_is_below_0_on_every_model(bench):

@@ -140,7 +140,7 @@ def test_a_missing_package_names_the_extra(package):
     code = f"import sys; sys.modules[{package!r}] = None; from diffusers_kts.cli import main; sys.argv[1:] = ['demo']; main()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 2 and f"{package} is missing" in done.stderr
-    assert "diffusers-kts[demo,generate,space]" in done.stderr
+    assert "diffusers-kts[demo,generate,space,tune]" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -30,6 +30,14 @@ def test_gain_at_the_ends():
     assert Gain(early_schedule="constant", late_schedule="constant")(0.6) == 0.99
 
 
+@pytest.mark.parametrize(("late", "k"), [("linear", 3.0), ("constant", 3.0), ("exponential", 0.5), ("exponential", 6.0)])
+def test_the_largest_landing_stops_at_the_data_and_no_more_is_allowed(late, k):
+    largest = Gain(beta_0=0.0, k=k, late_schedule=late).largest_beta_0
+    assert Gain(beta_0=largest, k=k, late_schedule=late)(1.0) == pytest.approx(0, abs=1e-12)
+    with pytest.raises(ValueError, match="would reverse"):
+        Gain(beta_0=largest * 1.0001, k=k, late_schedule=late)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [{"beta_0": 0.06}, {"alpha_0": -1.5}, {"tau_split": 1.0}, {"tau_split": 0.0}, {"k": 0.0}, {"alpha_0": float("nan")},

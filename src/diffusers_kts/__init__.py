@@ -28,6 +28,7 @@ _EXPORTS = {
     "SiTTransformer2DModel": ".transformer_sit",
     "diagnose": ".doctor",
     "embedded_model": ".models",
+    "load_preset": ".presets",
     "save_with_stock_scheduler": ".stock",
 }
 __all__ = [*_EXPORTS, "__version__"]
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from .models import embedded_model
     from .pipeline_flow_class_conditional import ClassConditionalFlowPipeline
     from .pipeline_kpe_monitor import KPECallback, KPEMonitorPipeline
-    from .presets import PRESETS
+    from .presets import PRESETS, load_preset
     from .scheduling_kts_adaptive_flow_match import KTSAdaptiveFlowMatchScheduler
     from .scheduling_kts_ddim import KTSDDIMScheduler
     from .scheduling_kts_dpmsolver_multistep import KTSDPMSolverMultistepScheduler

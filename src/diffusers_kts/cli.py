@@ -11,7 +11,7 @@ def _refuse(sentence: object) -> NoReturn:
 
 def _lacks(error: ImportError) -> NoReturn:
     package = (error.name or "a package").partition(".")[0]
-    _refuse(f'{package} is missing; install what the commands need: pip install "diffusers-kts[demo,generate,space]"')
+    _refuse(f'{package} is missing; install what the commands need: pip install "diffusers-kts[demo,generate,space,tune]"')
 
 
 try:
@@ -26,6 +26,7 @@ try:
     from .commands.generate import generate
     from .commands.publish import publish
     from .commands.space import space
+    from .commands.tune import tune
     from .commands.verify import verify
 except ImportError as error:
     _lacks(error)
@@ -57,6 +58,7 @@ app.command()(card)
 app.command()(convert_sit)
 app.command()(publish)
 app.command()(space)
+app.command()(tune)
 app.command()(verify)
 
 

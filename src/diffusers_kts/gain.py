@@ -64,12 +64,16 @@ class Gain:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(SCHEDULES)}.")
         if self.alpha_0 < -1:
             raise ValueError(f"alpha_0 is {self.alpha_0}: the gain would be negative at launch; give -1 or more.")
-        steepest = math.expm1(self.k) if self.late_schedule == "exponential" else 1.0
-        if 1 - self.beta_0 * steepest < 0:
+        if self.beta_0 > self.largest_beta_0:
             raise ValueError(
-                f"beta_0 is {self.beta_0}: the gain would be {1 - self.beta_0 * steepest:.4g} at t = 1 and the velocity would "
-                f"reverse; with the {self.late_schedule} landing give at most {1 / steepest:.4g}."
+                f"beta_0 is {self.beta_0}: the gain would be {1 - self.beta_0 / self.largest_beta_0:.4g} at t = 1 and the "
+                f"velocity would reverse; with the {self.late_schedule} landing give at most {self.largest_beta_0:.4g}."
             )
+
+    @property
+    def largest_beta_0(self) -> float:
+        """The ``beta_0`` at which the gain reaches 0 at ``t = 1``, given the other settings."""
+        return 1 / math.expm1(self.k) if self.late_schedule == "exponential" else 1.0
 
     @property
     def is_identity(self) -> bool:

@@ -1,9 +1,11 @@
-"""Pictures: power against flow time, grids of samples, and samples beside their nearest training images.
+"""Pictures: power against flow time, grids of samples, samples beside their nearest training images, and
+the settings of a study.
 
 Every figure is a `matplotlib.figure.Figure` of its own, so that nothing here touches pyplot's global state:
 ``plot_power(traces).figure.savefig("energy.png")``.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -145,6 +147,37 @@ def plot_neighbours(
                 line[0].add_patch(_frame(0, 0, width, height))
             color = MARK if ratio < threshold else "0.35"
             line[0].text(-0.08, 0.5, f"{ratio:.2f}", transform=line[0].transAxes, ha="right", va="center", color=color)
+    return figure
+
+
+def plot_front(
+    values: Sequence[Sequence[float]], front: Sequence[int], plain: Sequence[float], labels: Sequence[str], chosen: int | None
+) -> Figure:
+    """Settings on the plane of every two objectives, with the front among them; a single objective in the order tried.
+
+    Args:
+        values: a row of objectives for each setting. front: which of them no other dominates. plain: of plain sampling.
+        labels: of the objectives. chosen: the setting that was tried on fresh samples.
+    """
+    alone = len(labels) == 1
+    rows = [[i, *row] if alone else list(row) for i, row in enumerate(values, 1)]
+    names = ["setting, in the order tried", *labels] if alone else labels
+    pairs = list(itertools.combinations(range(len(names)), 2))
+    figure = Figure(figsize=(5.2 * len(pairs), 4.4), layout="constrained")
+    for axes, (x, y) in zip(figure.subplots(1, len(pairs), squeeze=False)[0], pairs, strict=True):
+        others = [i for i in range(len(rows)) if i not in front]
+        for some, label, style in ((others, "tried", {"color": "0.7"}), (front, "front", {"color": STYLES[1][0]})):
+            axes.plot([rows[i][x] for i in some], [rows[i][y] for i in some], "o", label=label, markersize=5, **style)
+        if alone:
+            axes.axhline(plain[0], color="black", linewidth=1.2, linestyle="--", label="plain")
+        else:
+            axes.plot(plain[x], plain[y], "s", color="black", label="plain", markersize=7)
+        if chosen is not None:
+            axes.plot(
+                rows[chosen][x], rows[chosen][y], "o", color=MARK, label="candidate", fillstyle="none", markersize=11, mew=2
+            )
+        axes.set(xlabel=names[x], ylabel=names[y])
+        axes.legend(frameon=False, fontsize=9)
     return figure
 
 
