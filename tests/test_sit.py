@@ -316,7 +316,7 @@ def test_names_of_imagenet_come_with_torchvision():
     assert not any("," in name or name.isdecimal() for name in names.values())  # as --class-labels separates and reads them
 
 
-def test_convert_diagnose_generate(kts, files, reference):
+def test_convert_diagnose_generate_evaluate(kts, files, reference):
     """The commands of ``examples/imagenet256``, on a small SiT."""
     labels = [f"class number {i}" for i in range(1000)]
     labels[207] = "golden retriever"
@@ -338,3 +338,19 @@ def test_convert_diagnose_generate(kts, files, reference):
     assert monitor.id2label[207] == "golden retriever" and monitor.vae_scale_factor == 8
     picture = np.asarray(Image.open(f"samples/{rows[0]['file_name']}"))
     assert picture.shape == (256, 256, 3) and picture.std() > 1
+    code, _, _ = kts(
+        *(
+            "evaluate",
+            "samples",
+            "--reference",
+            "samples/images",
+            "--metrics",
+            "fd,kpe",
+            "--image-size",
+            8,
+            "--output",
+            "scores",
+        )
+    )
+    with open("scores/evaluation.json") as report:
+        assert code == 0 and set(json.load(report)["metrics"]) >= {"fd", "kpe"}

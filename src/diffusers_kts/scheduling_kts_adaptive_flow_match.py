@@ -8,6 +8,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteSchedulerOutput
 
 from .adaptive import budget_factor, decided
+from .euler import euler_step
 from .scheduling_kts_base import SHAPING, shaped_init
 from .scheduling_kts_flow_match import KTSFlowMatchScheduler
 
@@ -156,8 +157,8 @@ class KTSAdaptiveFlowMatchScheduler(KTSFlowMatchScheduler):
         x, levels = sample.to(dtype), self._flow_sigmas().to(dtype)
         if self._exploding:
             x = x / self._scale(index)
-        step = gain.to(dtype) * (levels[index + 1] - levels[index])
-        x = x + step.reshape(-1, *(1,) * (v.ndim - 1)) * v.to(dtype)
+        displacement = gain.to(dtype) * (levels[index + 1] - levels[index])
+        x = euler_step(x, v, displacement.reshape(-1, *(1,) * (v.ndim - 1)))
         return x * self._scale(index + 1) if self._exploding else x
 
 
