@@ -59,15 +59,19 @@ def collect(output: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]], l
 
 def worst_steps(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """All rows, but of the steps only the worst of each dtype and kind."""
-    kept: dict[str, dict[str, Any]] = {}
+    groups: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         name = row["measure"]
         if name.startswith(STEP):
             kind = ", ".join(part for part in name.split(", ") if part in ("float32", "bfloat16", "fused"))
-            name = f"{STEP}, {kind}, worst latents"
-        if name not in kept or row["median"] > kept[name]["median"]:
-            kept[name] = row | {"measure": name}
-    return list(kept.values())
+            name = f"{STEP}, {kind}"
+        groups.setdefault(name, []).append(row)
+    kept = []
+    for name, group in groups.items():
+        if len(group) > 1:
+            name = f"{name}: worst of {len(group)} latents, of which {sum(row['reached'] for row in group)} reach the goal"
+        kept.append(max(group, key=lambda row: row["median"]) | {"measure": name})
+    return kept
 
 
 def as_table(rows: list[dict[str, Any]]) -> str:

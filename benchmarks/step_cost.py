@@ -1,8 +1,8 @@
-"""What shaping and measuring cost beside the stock scheduler: a step, `set_timesteps`, a whole pipeline.
+"""What shaping and measuring cost beside the stock scheduler: a step, and a whole pipeline.
 
-python benchmarks/step_cost.py                      # steps and set_timesteps, two minutes
+python benchmarks/step_cost.py                      # steps, two minutes
 python benchmarks/step_cost.py --device cuda        # the same on a GPU, fused steps included
-python benchmarks/step_cost.py --pipeline           # also a transformer as wide as SD3-medium, fifteen minutes on two cores
+python benchmarks/step_cost.py --pipeline           # also a transformer as wide as SD3-medium, ten minutes on two cores
 
 Contenders take turns within one run (``stopwatch.py``); ratios are medians. Times depend on what else the machine does: run it
 on a quiet one. Results go to ``benchmarks/results/step_cost.json``.
@@ -79,33 +79,7 @@ def steps(shape: tuple[int, ...], dtype: torch.dtype, device: str, rounds: int, 
     }
 
 
-def schedules(device: str, rounds: int) -> dict[str, Any]:
-    """`set_timesteps`: of a schedule asked for again, as pipelines do call after call, and of a new one each time."""
-    stock, again, anew = (
-        cls(shift=3.0) for cls in (FlowMatchEulerDiscreteScheduler, KTSFlowMatchScheduler, KTSFlowMatchScheduler)
-    )
-    count = [0]
-
-    def other() -> None:
-        count[0] += 1
-        anew.set_timesteps(28 + count[0] % 2, device=device)
-
-    result = race(
-        {
-            "stock": lambda: stock.set_timesteps(28, device=device),
-            "the same again": lambda: again.set_timesteps(28, device=device),
-            "another": other,
-        },
-        rounds=rounds,
-        device=device,
-    )
-    return {
-        "microseconds": {name: result.median(name) * 1e6 for name in result.seconds},
-        "ratio_to_stock": {name: asdict(result.ratio(name, "stock")) for name in ("the same again", "another")},
-    }
-
-
-def pipeline(device: str, rounds: int, layers: int = 1, size: int = 512) -> dict[str, Any]:
+def pipeline(device: str, rounds: int, layers: int = 1, size: int = 256) -> dict[str, Any]:
     """28 steps of SD3-medium's width, with few of its 24 layers: a smaller network hides less of what the steps cost."""
     torch.manual_seed(0)
     transformer = SD3Transformer2DModel(
@@ -165,7 +139,7 @@ if __name__ == "__main__":
         "--fused", action="store_true", help="also compiled steps, as on CUDA; compiling takes a minute on a CPU"
     )
     parser.add_argument("--pipeline", action="store_true")
-    parser.add_argument("--pipeline-rounds", type=int, default=8)
+    parser.add_argument("--pipeline-rounds", type=int, default=6)
     parser.add_argument("--output", type=stopwatch.Path, default=stopwatch.RESULTS, help="folder of results/")
     options = parser.parse_args()
     fused = options.fused or options.device.startswith("cuda")
@@ -177,7 +151,6 @@ if __name__ == "__main__":
                 measured["steps"][f"{name}, batch {batch}, {dtype}"] = row
                 ratios = {contender: round(ratio["median"], 2) for contender, ratio in row["ratio_to_stock"].items()}
                 print(f"{name} {batch} {dtype}: stock {row['microseconds']['stock']:.0f} us, ratios {ratios}", flush=True)
-    measured["set_timesteps"] = schedules(options.device, options.rounds)
     if options.pipeline:
         measured["pipeline"] = pipeline(options.device, options.pipeline_rounds)
     measured["bytes_per_second"] = limits = stopwatch.bandwidth(options.device)

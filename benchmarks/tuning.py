@@ -42,23 +42,23 @@ def save_test_images(data: Data, path: Path) -> Path:
     return path
 
 
-def section(name: str, report: dict[str, Any]) -> str:
+def section(name: str, report: dict[str, Any], with_front: bool) -> str:
     labels = [objective["label"] for objective in report["objectives"]]
     front = [["plain", *report["plain"]["values"]], *([row["words"], *row["values"]] for row in report["front"])]
     rows = [[words, *(f"{value:.4g}" for value in values)] for words, *values in front]
     text = [
         f"### {name}",
         f"{report['settings_tried']} settings tried, {report['settings_drawn_whole']} of them with all "
-        f"{report['num_samples']} samples; {report['samples_drawn']} samples drawn in all. Plain sampling and the front, on "
-        "the samples used for tuning:",
-        table(["setting", *labels], rows),
+        f"{report['num_samples']} samples; {report['samples_drawn']} samples drawn in all.",
     ]
+    if with_front:
+        text += ["Plain sampling and the front, on the samples used for tuning:", table(["setting", *labels], rows)]
     if report["comparisons"]:
         text.append(f"The candidate, {report['candidate']['words']}, on {report['fresh_samples']} fresh samples:")
         compared = [
             [c["label"], f"{c['plain']:.4g}", f"{c['candidate']:.4g}"]
             + [f"{c['difference']:+.4g} ({c['low']:+.4g} to {c['high']:+.4g})"]
-            + ["better" if c["better"] else "worse" if c["worse"] else "no significant difference"]
+            + [c["finding"]]
             for c in report["comparisons"]
         ]
         text.append(table(["objective", "plain", "candidate", "difference (95 %, Bonferroni)", "finding"], compared))
@@ -105,7 +105,10 @@ def main() -> None:
         "classifier_accuracy": classifier.accuracy,
         "studies": reports,
     }
-    text = "\n\n".join([about, *(section(name, report) for name, report in reports.items())])
+    fronts = [report["front"] for report in reports.values()]  # of another look at the same study it is the same
+    new = [front not in fronts[:i] for i, front in enumerate(fronts)]
+    sections = [section(name, report, is_new) for (name, report), is_new in zip(reports.items(), new, strict=True)]
+    text = "\n\n".join([about, *sections])
     write_section(args.output, "tuning", text, result)
 
 

@@ -248,7 +248,10 @@ def test_noise_is_found_better_as_rarely_as_the_level_says():
     better = [torch.randn(40, generator=g) - 2, plain[1]]
     assert is_recommended(compare(objectives, better, plain, 0.0, 0))
     assert not is_recommended(compare(objectives, [better[0], plain[1] + 2], plain, 0.0, 0))
-    assert is_recommended(compare(objectives, [plain[0] + 0.01, better[0]], [plain[0] + 1e-9, plain[1]], 1e9, 0))
+    costly = ([plain[0] + 10.2, better[0]], [plain[0] + 10, plain[1]])
+    for tolerance, finding in ((0.0, "worse"), (0.05, "worse, within the tolerance")):
+        found = compare(objectives, *costly, tolerance, 0)
+        assert [c.finding for c in found] == [finding, "better"] and is_recommended(found) == (tolerance > 0)
 
 
 # whole studies

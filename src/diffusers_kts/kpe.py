@@ -311,13 +311,14 @@ def squared_norm(v: torch.Tensor) -> torch.Tensor:
     d = math.prod(v.shape[1:])
     row = math.gcd(d, ROW)
     if v.device.type == "cpu" and row >= SHORTEST_ROW:
-        rows = v.reshape(-1, row)
+        rows = v.reshape(v.shape[0], d // row, row)
         if v.element_size() >= 4:
-            norms = torch.linalg.vector_norm(rows, dim=1)
+            norms = torch.linalg.vector_norm(rows, dim=2)
+        elif v.numel() <= BLOCK:
+            norms = torch.linalg.vector_norm(rows.float(), dim=2)
         else:
-            blocks = rows.split(BLOCK // row)
-            norms = torch.cat([torch.linalg.vector_norm(block.float(), dim=1) for block in blocks])
-        norms = norms.view(v.shape[0], -1)
+            blocks = rows.flatten(0, 1).split(BLOCK // row)
+            norms = torch.cat([torch.linalg.vector_norm(block.float(), dim=1) for block in blocks]).view(rows.shape[:2])
         return torch.linalg.vecdot(norms, norms)
     wide = torch.promote_types(v.dtype, torch.float32)
     if v.device.type == "cpu" or d == 1:

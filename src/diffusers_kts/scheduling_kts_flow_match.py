@@ -177,7 +177,9 @@ class KTSFlowMatchScheduler(KTSSchedulerMixin, FlowMatchEulerDiscreteScheduler):
             elif self.fused and not torch.is_grad_enabled():
                 prev_sample, measured["power"] = fused_step(sample, v, gain * self._interval(index))
             else:
-                prev_sample = euler_step(sample, v, gain * self._interval(index)).to(v.dtype)
+                prev_sample = euler_step(sample, v, gain * self._interval(index))
+                if prev_sample.dtype != v.dtype:
+                    prev_sample = prev_sample.to(v.dtype)
             self._step_index += 1
         self._observe(index, self._flow_velocity(index, model_output, sample), gain, **measured)
         if not return_dict:

@@ -300,6 +300,8 @@ class _Job:
         return [held[name] for name in names]
 
     def _run_trial(self, trial: Any, setting: Setting) -> None:
+        if setting == self.space.plain:  # drawn already
+            return self.study.finish(trial, None)
         readings: list[torch.Tensor] = []
         for rung, (start, stop) in enumerate(self._rungs()):
             try:
@@ -323,18 +325,19 @@ class _Job:
         tuned = [Setting(**t.user_attrs["setting"]) for t in whole]
         looks = self.study.get("looks", [])
         asked = {"settings_tried": len(trials), "fresh_samples": s.fresh_samples, "tolerance": s.tolerance}
-        if not looks or any(looks[-1][name] != value for name, value in asked.items()):
+        look = next((held for held in looks if asked.items() <= held.items()), None)
+        if look is None:
             chosen = candidate(values, plain, signs, s.tolerance)
             first = s.num_samples + sum(look["fresh_samples"] for look in looks)  # of noises that no look has seen
             found = [] if chosen is None else self._compare(tuned[chosen], first)
-            looks.append(
+            look = (
                 asked
                 | {"first_sample": first, "candidate": chosen, "comparisons": [asdict(c) for c in found]}
                 | {"recommended": is_recommended(found)}
                 | {"verdict": verdict(None if chosen is None else tuned[chosen], found, s.fresh_samples, len(looks))}
             )
-            self.study.keep("looks", looks)
-        return self._write(looks[-1], trials, tuned, values)
+            self.study.keep("looks", [*looks, look])
+        return self._write(look, trials, tuned, values)
 
     def _write(
         self, look: dict[str, Any], trials: Sequence[Any], tuned: Sequence[Setting], values: Sequence[Sequence[float]]

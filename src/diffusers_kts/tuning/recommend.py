@@ -52,7 +52,7 @@ def candidate(
 @dataclass(frozen=True)
 class Comparison:
     """One objective of the candidate and of plain sampling on fresh samples: values, the difference with its interval, and
-    whether it is significantly ``better`` or ``worse`` (beyond the tolerance)."""
+    what was found: "better", "worse", "worse, within the tolerance", or "no significant difference"."""
 
     objective: str
     label: str
@@ -61,8 +61,7 @@ class Comparison:
     difference: float
     low: float
     high: float
-    better: bool
-    worse: bool
+    finding: str
 
 
 def compare(
@@ -80,17 +79,17 @@ def compare(
         if i == 0:
             slack = tolerance * abs(value)
         loss, least = objective.sign * d.difference, min(objective.sign * d.low, objective.sign * d.high)
-        better, worse = d.significant and loss < 0, d.significant and loss > 0 and least >= slack
-        found.append(
-            Comparison(
-                objective.name, objective.label, value, objective.value(own), d.difference, d.low, d.high, better, worse
-            )
-        )
+        finding = "better" if loss < 0 else "worse" if least >= slack else "worse, within the tolerance"
+        if not d.significant:
+            finding = "no significant difference"
+        figures = (value, objective.value(own), d.difference, d.low, d.high)
+        found.append(Comparison(objective.name, objective.label, *figures, finding))
     return found
 
 
 def is_recommended(comparisons: Sequence[Comparison]) -> bool:
-    return any(c.better for c in comparisons) and not any(c.worse for c in comparisons)
+    findings = {c.finding for c in comparisons}
+    return "better" in findings and "worse" not in findings
 
 
 def verdict(setting: Setting | None, comparisons: Sequence[Comparison], samples: int, look: int) -> list[str]:
@@ -103,20 +102,19 @@ def verdict(setting: Setting | None, comparisons: Sequence[Comparison], samples:
     if is_recommended(comparisons):
         words = f"Recommended: {setting}. On {samples} fresh samples, against plain sampling: {figures}."
     else:
-        why = [f"worse in {c.objective}" for c in comparisons if c.worse] or ["better in nothing"]
+        why = [f"worse in {c.objective}" for c in comparisons if c.finding == "worse"] or ["better in nothing"]
         words = (
             f"Nothing beats plain sampling significantly. The best candidate, {setting}, was {' and '.join(why)} on {samples} "
             f"fresh samples: {figures}. Keep plain sampling."
         )
     sentences = [words]
-    if is_recommended(comparisons) and any(not c.better and c.low < c.high for c in comparisons):
-        sentences.append("Where there is no significant difference, the interval says what the setting may cost.")
+    if is_recommended(comparisons) and any(c.finding != "better" and c.low < c.high for c in comparisons):
+        sentences.append("Where an objective is not better, the interval says what the setting may cost.")
     if look:
         sentences.append(f"This is look {look + 1} of this study; each look draws fresh samples of its own.")
     return sentences
 
 
 def _figures(c: Comparison, count: int) -> str:
-    word = "better" if c.better else "worse" if c.worse else "no significant difference"
     interval = f"{100 * (1 - LEVEL / count):.3g} % interval {c.low:+.4g} to {c.high:+.4g}"
-    return f"{c.label} {c.candidate:.4g} against {c.plain:.4g} ({c.difference:+.4g}, {interval}: {word})"
+    return f"{c.label} {c.candidate:.4g} against {c.plain:.4g} ({c.difference:+.4g}, {interval}: {c.finding})"
