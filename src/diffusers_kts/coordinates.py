@@ -14,6 +14,11 @@ DIFFUSION = (DDIMScheduler, EulerDiscreteScheduler, DPMSolverMultistepScheduler,
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction", "flow_prediction")
 
 
+def wide_dtype(a: torch.Tensor, b: torch.Tensor) -> torch.dtype:
+    """In which steps compute: that of both tensors, fp32 or wider."""
+    return torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
+
+
 def flow_sigma(noise_to_signal: torch.Tensor) -> torch.Tensor:
     """``1 - t`` of a noise level given as ``sigma / alpha``, the form in which variance-exploding schedules count."""
     return noise_to_signal / (1 + noise_to_signal)
@@ -39,7 +44,7 @@ def flow_velocity(
         model_output = model_output[:, : sample.shape[1]]
     if prediction_type == "flow_prediction":
         return model_output
-    wide = torch.promote_types(torch.promote_types(sample.dtype, model_output.dtype), torch.float32)
+    wide = wide_dtype(sample, model_output)
     sample, model_output = sample.to(wide), model_output.to(wide)
     if prediction_type == "epsilon":
         return ((alpha + sigma) * model_output - sample) / alpha

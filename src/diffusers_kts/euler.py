@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 
+from .coordinates import wide_dtype
+
 
 def euler_step(sample: torch.Tensor, v: torch.Tensor, displacement: Any) -> torch.Tensor:
     """``sample + displacement * v`` computed in at least fp32 and rounded once, in the wider of the two dtypes.
@@ -14,7 +16,7 @@ def euler_step(sample: torch.Tensor, v: torch.Tensor, displacement: Any) -> torc
         displacement (`float`, or `torch.Tensor` that broadcasts against ``v``): ``eta dt``.
     """
     if isinstance(displacement, torch.Tensor):
-        wide = torch.promote_types(torch.promote_types(sample.dtype, v.dtype), torch.float32)
+        wide = wide_dtype(sample, v)
         return torch.addcmul(sample.to(wide), v.to(wide), displacement.to(wide))
     # Not torch.add: on the CPU it rounds alpha to bf16, and a gain of one per cent is lost; and it multiplies and adds in one
     # rounding in some places of a tensor and in two in others, so that a sample would depend on its neighbours.

@@ -6,13 +6,14 @@ from collections.abc import Callable
 
 import torch
 
+from .coordinates import wide_dtype
 from .euler import euler_step
 from .kpe import ROW, squared_norm
 
 
 def _step_and_power(sample: torch.Tensor, v: torch.Tensor, displacement: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """`euler_step` in the dtype of ``v``, and `squared_norm`, of (B, rows, length); written for the compiler."""
-    wide = torch.promote_types(torch.promote_types(sample.dtype, v.dtype), torch.float32)
+    wide = wide_dtype(sample, v)
     power = v.to(torch.promote_types(v.dtype, torch.float32)).square().sum(2).sum(1)
     return (sample.to(wide) + displacement * v.to(wide)).to(v.dtype), power
 

@@ -20,6 +20,11 @@ SCHEDULES = ("linear", "constant", "exponential")
 ON_GRID = 1e-6
 
 
+def is_number(value: Any) -> bool:
+    """Whether a setting is a finite Python number."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
 @dataclass(frozen=True)
 class Gain:
     """The gain ``eta(t)``. With ``r = (t - tau) / (1 - tau)``, the launch and landing shapes are
@@ -53,7 +58,7 @@ class Gain:
     def __post_init__(self) -> None:
         for name in ("alpha_0", "beta_0", "tau_split", "k"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            if not is_number(value):
                 raise ValueError(f"{name} is {value!r}; give a finite Python number.")
         if not 0 < self.tau_split < 1:
             raise ValueError(f"tau_split is {self.tau_split}; give a flow time strictly between 0 (noise) and 1 (data).")

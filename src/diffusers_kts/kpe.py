@@ -368,6 +368,12 @@ class _Run:
     turn: list[torch.Tensor] = field(default_factory=list)
     last_velocity: torch.Tensor | None = None
 
+    def recorded(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Power, and turn if every step has one, each (B, n), on the device of the velocity."""
+        assert self.power is not None
+        power = self.power[: len(self.steps)].T.clone(memory_format=torch.contiguous_format)  # so sums do not depend on B
+        return power, torch.stack(self.turn, 1) if len(self.turn) == len(self.steps) else None
+
 
 class KPERecorder:
     """Collects ``||v||^2`` while a scheduler steps: B floats a step, on the device of the velocity, no synchronisation.
@@ -446,11 +452,10 @@ class KPERecorder:
     def so_far(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Power, gains and turn (if recorded) of the steps of this run, each (B, n), on the device of the velocity."""
         run = self.runs[-1]
-        assert run.power is not None
-        power = run.power[: len(run.steps)].T.clone(memory_format=torch.contiguous_format)  # so sums do not depend on B
+        power, turn = run.recorded()
         # numbers are filled in on the device, since copies to it would wait
         gains = [gain if isinstance(gain, torch.Tensor) else torch.full_like(power[:, 0], gain) for gain in run.gains]
-        return power, torch.stack(gains, 1), torch.stack(run.turn, 1) if len(run.turn) == len(run.steps) else None
+        return power, torch.stack(gains, 1), turn
 
     def correct_gain(self, gain: torch.Tensor) -> None:
         """The step observed last was made with ``gain`` (B,), which could only be chosen once its velocity was known."""
@@ -461,7 +466,8 @@ class KPERecorder:
         r = self.runs[run] if self.runs else None
         if r is None or r.sigmas is None or r.power is None:
             return None
-        power = r.power[: len(r.steps)].T.clone(memory_format=torch.contiguous_format).cpu()
+        power, turn = r.recorded()
+        power, turn = power.cpu(), None if turn is None else turn.cpu()
         steps = torch.tensor([*r.steps, r.steps[-1] + 1])
         sigmas = r.sigmas.detach().cpu()
         t = flow_times(sigmas, r.invert_sigmas, [r.tau_split])
@@ -470,7 +476,6 @@ class KPERecorder:
         else:
             gains = torch.tensor(r.gains, dtype=torch.float64)
         number = run if run >= 0 else len(self.runs) + run
-        turn = torch.stack(r.turn, 1).cpu() if len(r.turn) == len(r.steps) else None
         trace = KPETrace(
             power, sigmas[steps], t[steps], gains, r.tau_split, r.d, self.stream, number, dict(r.settings), r.quadrature, turn
         )

@@ -1,14 +1,13 @@
 """KTSAdaptiveFlowMatchScheduler: Euler steps with a gain for every sample, by what it has shown so far."""
 
-import math
-from typing import Any
-
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteSchedulerOutput
 
 from .adaptive import budget_factor, decided
+from .coordinates import wide_dtype
 from .euler import euler_step
+from .gain import is_number
 from .scheduling_kts_base import SHAPING, shaped_init
 from .scheduling_kts_flow_match import KTSFlowMatchScheduler
 
@@ -62,13 +61,13 @@ class KTSAdaptiveFlowMatchScheduler(KTSFlowMatchScheduler):
     def _check_configuration(self) -> None:
         super()._check_configuration()
         c = self.config
-        if c.energy_budget is not None and not (_is_number(c.energy_budget) and c.energy_budget > 0):
+        if c.energy_budget is not None and not (is_number(c.energy_budget) and c.energy_budget > 0):
             raise ValueError(f"energy_budget is {c.energy_budget!r}; give an energy per dimension above 0, or None.")
-        if not _is_number(c.max_gain) or c.max_gain < 1:
+        if not is_number(c.max_gain) or c.max_gain < 1:
             raise ValueError(f"max_gain is {c.max_gain!r}; give 1 (the budget is a cap) or more (it is a target).")
-        if c.turning is not None and not (_is_number(c.turning) and c.turning > 0):
+        if c.turning is not None and not (is_number(c.turning) and c.turning > 0):
             raise ValueError(f"turning is {c.turning!r}; give a threshold above 0, or None.")
-        if not _is_number(c.turning_from) or not 0 <= c.turning_from < 1:
+        if not is_number(c.turning_from) or not 0 <= c.turning_from < 1:
             raise ValueError(f"turning_from is {c.turning_from!r}; give a flow time of at least 0 and below 1.")
         if c.turning_action not in ACTIONS:
             raise ValueError(f"turning_action is {c.turning_action!r}; choose one of {', '.join(ACTIONS)}.")
@@ -153,14 +152,10 @@ class KTSAdaptiveFlowMatchScheduler(KTSFlowMatchScheduler):
 
     def _moved(self, index: int, sample: torch.Tensor, v: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
         """The sample after the step, in at least fp32."""
-        dtype = torch.promote_types(torch.promote_types(sample.dtype, v.dtype), torch.float32)
+        dtype = wide_dtype(sample, v)
         x, levels = sample.to(dtype), self._flow_sigmas().to(dtype)
         if self._exploding:
             x = x / self._scale(index)
         displacement = gain.to(dtype) * (levels[index + 1] - levels[index])
         x = euler_step(x, v, displacement.reshape(-1, *(1,) * (v.ndim - 1)))
         return x * self._scale(index + 1) if self._exploding else x
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from diffusers.configuration_utils import register_to_config
 
-from .gain import Gain, flow_times, noise_level
+from .gain import Gain, flow_times, is_number, noise_level
 from .host_copy import HostCopy, counted
 from .kpe import KPERecorder, KPETrace, quadrature_weights
 from .standing import StandingSchedule
@@ -136,10 +136,8 @@ class KTSSchedulerMixin:
 
     def _set_shaping(self, touchdown: float | None, **settings: Any) -> None:
         self._gain = Gain(**settings)
-        if touchdown is not None:
-            number = isinstance(touchdown, (int, float)) and not isinstance(touchdown, bool)
-            if not number or not math.isfinite(touchdown) or not 0 < touchdown < 1:
-                raise ValueError(f"touchdown is {touchdown!r}; give a flow time strictly between 0 and 1, or None for none.")
+        if touchdown is not None and not (is_number(touchdown) and 0 < touchdown < 1):
+            raise ValueError(f"touchdown is {touchdown!r}; give a flow time strictly between 0 and 1, or None for none.")
         self._settings = {"scheduler": type(self).__name__, **settings, "touchdown": touchdown}
         self._gains: list[float] | None = None
         self._kpe_recorder = KPERecorder()

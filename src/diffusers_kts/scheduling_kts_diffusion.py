@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from .coordinates import is_known, shaped_step, velocity
+from .coordinates import is_known, shaped_step, velocity, wide_dtype
 from .scheduling_kts_base import KTSSchedulerMixin
 
 
@@ -46,7 +46,7 @@ class KTSDiffusionMixin(KTSSchedulerMixin):
         """Both in at least fp32 where shaping acts: a gain of one per cent is lost in bf16."""
         if self._is_off:
             return model_output, sample
-        dtype = torch.promote_types(torch.promote_types(sample.dtype, model_output.dtype), torch.float32)
+        dtype = wide_dtype(sample, model_output)
         return model_output.to(dtype), sample.to(dtype)
 
     def _shape(

@@ -6,6 +6,7 @@ import torch
 from diffusers import FlowMatchHeunDiscreteScheduler
 from diffusers.schedulers.scheduling_flow_match_heun_discrete import FlowMatchHeunDiscreteSchedulerOutput
 
+from .coordinates import wide_dtype
 from .scheduling_kts_flow_match import KTSFlowMatchScheduler
 
 
@@ -95,7 +96,7 @@ class KTSFlowMatchHeunScheduler(KTSFlowMatchScheduler, FlowMatchHeunDiscreteSche
         self.timesteps = torch.cat([self.timesteps[:1], self.timesteps[1:].repeat_interleave(2)])
 
     def _shaped_step(self, index: int, v: torch.Tensor, sample: torch.Tensor, gain: float) -> torch.Tensor:
-        dtype = torch.promote_types(torch.promote_types(sample.dtype, v.dtype), torch.float32)
+        dtype = wide_dtype(sample, v)
         v, x = v.to(dtype), sample.to(dtype)
         if self.state_in_first_order:
             if self._exploding:

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from .coordinates import levels, scales, velocity
+from .coordinates import levels, scales, velocity, wide_dtype
 from .scheduling_kts_base import KTSSchedulerMixin
 
 
@@ -58,7 +58,7 @@ class KTSMultistepMixin(KTSSchedulerMixin):
         self._check_step(model_output[:, : sample.shape[1]] if sample.ndim > 1 else model_output, sample)
         given = model_output, sample
         if not self._is_off:
-            wide = torch.promote_types(torch.promote_types(sample.dtype, model_output.dtype), torch.float32)
+            wide = wide_dtype(sample, model_output)
             model_output, sample = model_output.to(wide), sample.to(wide)
         (prev_sample,) = step(model_output, timestep, sample, return_dict=False, **kwargs)
         index = self._step_index - 1

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..gain import SCHEDULES, Gain
+from ..gain import SCHEDULES, Gain, is_number
 from ..presets import PRESETS
 from ..scheduling_kts_flow_match import KTSFlowMatchScheduler
 
@@ -87,10 +87,10 @@ class Space:
                     raise ValueError(f"the range of {name} has {wrong[0]!r}; choose from {', '.join(SCHEDULES)}.")
                 if not given:
                     raise ValueError(f"the range of {name} is empty; choose from {', '.join(SCHEDULES)}.")
-            elif len(given) != 2 or not all(_is_number(x) for x in given) or not given[0] <= given[1]:
+            elif len(given) != 2 or not all(is_number(x) for x in given) or not given[0] <= given[1]:
                 raise ValueError(f"the range of {name} is {given!r}; give its lowest and highest value, such as 0:0.05.")
         steps = self._bounds(STEPS)
-        if any(not _is_number(x) or x != int(x) or x < 1 for x in steps):
+        if any(not is_number(x) or x != int(x) or x < 1 for x in steps):
             raise ValueError(f"num_inference_steps is {steps[0]!r} to {steps[1]!r}; give whole numbers of at least 1.")
         self._try_corners()
 
@@ -188,10 +188,6 @@ class Space:
                 return False
         low, high = self._bounds(STEPS)
         return low <= self.num_inference_steps <= high
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _short(value: float, low: float, high: float) -> float:
