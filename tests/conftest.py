@@ -1,10 +1,14 @@
-"""The command line as a person uses it, and the option that widens the pipeline matrix from a slice to every class."""
+"""The command line as a person uses it, the devices there are, and the option that widens the pipeline matrix from a slice
+to every class."""
 
 import sys
 
 import pytest
+import torch
 
 from diffusers_kts import cli
+
+DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 
 
 def pytest_addoption(parser):
@@ -28,9 +32,16 @@ def pytest_collection_modifyitems(config, items):
 def pytest_terminal_summary(terminalreporter, config):
     if left_out := config.stash.get(_LEFT_OUT, 0):
         terminalreporter.write_line(f"{left_out} pipeline classes of the matrix were left out; --all-pipelines runs them.")
+    terminalreporter.write_line(f"Tests of steps and energies ran on {' and '.join(DEVICES)}.")
 
 
 _LEFT_OUT = pytest.StashKey[int]()
+
+
+@pytest.fixture(params=DEVICES)
+def device(request):
+    """Every device there is, in turn."""
+    return request.param
 
 
 @pytest.fixture

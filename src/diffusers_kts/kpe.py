@@ -6,6 +6,7 @@ latent units. Sums run over every dimension but the first.
 """
 
 import copy
+import functools
 import json
 import math
 import os
@@ -23,7 +24,8 @@ FORMAT = "diffusers-kts/kpe"
 FORMAT_VERSION = "1"
 QUADRATURES = ("left", "trapezoid")
 DECIDED, SETTLED = 0.5, 0.9  # flow times: before the one `settling` looks for movement, from the other for rest
-ROW, SHORTEST_ROW = 384, 64  # numbers added up in a row: the greatest common divisor of the first and the sample's size
+ROW, SHORTEST_ROW = 512, 64  # numbers added up in a row: the greatest common divisor of the first and the sample's size
+LONGEST_SUM = 2**15  # above it, torch's threads would divide the sum of a sample, but not those of several
 BLOCK = 2**19  # numbers widened at a time: 2 MiB of fp32, about what the cores have in their own caches
 LATE_START = 0.02  # a record that begins after this flow time lacks the launch (img2img, inpainting, custom sigmas)
 
@@ -302,29 +304,51 @@ def turning_so_far(power: torch.Tensor, turn: torch.Tensor, t: torch.Tensor) -> 
     return (turn * (1 - t)).cumsum(1) / power.sqrt()
 
 
-def squared_norm(v: torch.Tensor) -> torch.Tensor:
-    """(B,) ``||v||^2`` of a batch, summed in at least fp32 over all dimensions but the first, whatever the layout.
+def squared_norm(v: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+    """(B,) ``||v||^2`` of a batch, summed in at least fp32 over all dimensions but the first, whatever the layout; written
+    into ``out`` (of that dtype) if it is given.
 
     On the CPU a sample is cut into rows, whose sums are added: one running fp32 sum of millions of squares would be 1e-4 off,
-    and one core alone would make it. Narrow dtypes are widened in blocks that stay in the cache.
+    and one core alone would make it. Cut like this, it also does not depend on the rest of the batch. Narrow dtypes are
+    widened in blocks that stay in the cache.
     """
-    d = math.prod(v.shape[1:])
+    if not v.is_cpu:
+        wide = torch.promote_types(v.dtype, torch.float32)
+        if v.ndim == 1:
+            return torch.square(v.to(wide), out=out)
+        # one kernel, which widens as it reads
+        return torch.square(torch.linalg.vector_norm(v, dim=tuple(range(1, v.ndim)), dtype=wide), out=out)
+    shape, rest = _rows(v.shape)
+    if rest:
+        flat = v.reshape(shape[0], -1)
+        norms = torch.cat([_norms(flat[:, :-rest].unflatten(1, shape[1:])), _norms(flat[:, -rest:].unsqueeze(1))], 1)
+    elif shape[1] == 1:
+        norms = v.reshape(shape[0], shape[2]).to(torch.promote_types(v.dtype, torch.float32))
+    else:
+        norms = _norms(v.reshape(shape))
+    if norms.shape[1] > LONGEST_SUM:
+        return squared_norm(norms, out)
+    return torch.linalg.vecdot(norms, norms, out=out)
+
+
+@functools.lru_cache
+def _rows(shape: torch.Size) -> tuple[tuple[int, int, int], int]:
+    """How a batch of this shape is cut, (B, rows, length), and how many numbers of each sample are left over."""
+    d = math.prod(shape[1:])
     row = math.gcd(d, ROW)
-    if v.device.type == "cpu" and row >= SHORTEST_ROW:
-        rows = v.reshape(v.shape[0], d // row, row)
-        if v.element_size() >= 4:
-            norms = torch.linalg.vector_norm(rows, dim=2)
-        elif v.numel() <= BLOCK:
-            norms = torch.linalg.vector_norm(rows.float(), dim=2)
-        else:
-            blocks = rows.flatten(0, 1).split(BLOCK // row)
-            norms = torch.cat([torch.linalg.vector_norm(block.float(), dim=1) for block in blocks]).view(rows.shape[:2])
-        return torch.linalg.vecdot(norms, norms)
-    wide = torch.promote_types(v.dtype, torch.float32)
-    if v.device.type == "cpu" or d == 1:
-        return v.to(wide).square().reshape(v.shape[0], d).sum(1)
-    # one kernel, which widens as it reads
-    return torch.linalg.vector_norm(v, dim=tuple(range(1, v.ndim)), dtype=wide).square()
+    if row < SHORTEST_ROW:
+        row = min(d, ROW)
+    return (shape[0], d // row, row), d % row
+
+
+def _norms(rows: torch.Tensor) -> torch.Tensor:
+    """(B, rows) norms along the last dimension of (B, rows, length)."""
+    if rows.element_size() >= 4:
+        return torch.linalg.vector_norm(rows, dim=2)
+    if rows.numel() <= BLOCK:
+        return torch.linalg.vector_norm(rows.float(), dim=2)
+    blocks = rows.flatten(0, 1).split(BLOCK // rows.shape[2])
+    return torch.cat([torch.linalg.vector_norm(block.float(), dim=1) for block in blocks]).view(rows.shape[:2])
 
 
 def _distance(v: torch.Tensor, last: torch.Tensor | None) -> torch.Tensor:
@@ -341,19 +365,6 @@ def token_intervals(token_sigmas: torch.Tensor, sigmas: torch.Tensor) -> torch.T
     return (token_sigmas - lower)[..., None]
 
 
-def _with_room(record: torch.Tensor | None, filled: int, power: torch.Tensor, steps: int) -> torch.Tensor:
-    """(N, B) with room for one more row.
-
-    One tensor from the start of a run: a small one kept at every step would come to lie where latents were, and the allocator
-    would have to look for new memory for the next ones.
-    """
-    if record is not None and filled < record.shape[0]:
-        return record
-    with torch.inference_mode(False):  # so that a later step may write into it, in whatever mode
-        room = torch.empty(max(steps, 1), *power.shape, dtype=power.dtype, device=power.device)
-        return room if record is None else torch.cat([record, room])
-
-
 @dataclass
 class _Run:
     settings: Mapping[str, Any]
@@ -364,9 +375,25 @@ class _Run:
     d: int = 0
     steps: list[int] = field(default_factory=list)
     power: torch.Tensor | None = None  # (N or more, B)
+    rows: tuple[torch.Tensor, ...] = ()  # of power: to make a view takes as long as a small kernel
+    measured: tuple | None = None  # shape, dtype and device of the last velocity
     gains: list[Any] = field(default_factory=list)
     turn: list[torch.Tensor] = field(default_factory=list)
     last_velocity: torch.Tensor | None = None
+
+    def make_room(self, steps: int, like: torch.Tensor) -> None:
+        """Room for the powers of so many more steps, in the dtype and on the device of ``like`` (B,).
+
+        One tensor from the start of a run: a small one kept at every step would come to lie where latents were, and the
+        allocator would have to look for new memory for the next ones.
+        """
+        with torch.inference_mode(False):  # so that a later step may write into it, in whatever mode
+            room = torch.empty(max(steps, 1), *like.shape, dtype=like.dtype, device=like.device)
+            self.keep(room if self.power is None else torch.cat([self.power, room]))
+
+    def keep(self, power: torch.Tensor) -> None:
+        with torch.inference_mode(False):
+            self.power, self.rows = power, power.unbind()
 
     def recorded(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Power, and turn if every step has one, each (B, n), on the device of the velocity."""
@@ -427,18 +454,24 @@ class KPERecorder:
         run = self.runs[-1]
         if v.requires_grad:
             v = v.detach()
-        if token_dt is None:
-            power = squared_norm(v) if power is None else power
+        step, measured = len(run.steps), (v.shape, v.dtype, v.device)
+        if token_dt is None and power is None and measured == run.measured and step < len(run.rows):
+            squared_norm(v, out=run.rows[step])
         else:
-            nominal = (sigmas[step_index + 1] - sigmas[step_index]).abs().clamp(min=torch.finfo(torch.float32).tiny)
-            v = v * (token_dt / nominal).sqrt()
-            power = squared_norm(v)
-            gain = torch.where(power > 0, squared_norm(gain * v) / power, 1.0).sqrt()
-        if run.power is not None and run.power.shape[1:] != power.shape:  # another batch without set_timesteps
-            self.begin(run.settings, run.tau_split, run.invert_sigmas, run.quadrature)
-            run = self.runs[-1]
-        run.power = _with_room(run.power, len(run.steps), power, sigmas.shape[0] - 1)
-        run.power[len(run.steps)] = power
+            if token_dt is not None:
+                nominal = (sigmas[step_index + 1] - sigmas[step_index]).abs().clamp(min=torch.finfo(torch.float32).tiny)
+                v = v * (token_dt / nominal).sqrt()
+                power = squared_norm(v)
+                gain = torch.where(power > 0, squared_norm(gain * v) / power, 1.0).sqrt()
+            elif power is None:
+                power = squared_norm(v)
+            if run.power is not None and run.power.shape[1:] != power.shape:  # another batch without set_timesteps
+                self.begin(run.settings, run.tau_split, run.invert_sigmas, run.quadrature)
+                run, step = self.runs[-1], 0
+            if step == len(run.rows):
+                run.make_room(sigmas.shape[0] - 1, power)
+            run.rows[step].copy_(power)
+            run.measured = measured
         run.sigmas = sigmas
         if not run.steps:
             run.d = math.prod(v.shape[1:])
@@ -505,7 +538,8 @@ class KPERecorder:
         twin.runs, twin.record_turn = [copy.copy(run) for run in self.runs[-1:]], self.record_turn
         for run in twin.runs:
             run.steps, run.gains, run.turn = list(run.steps), list(run.gains), list(run.turn)
-            run.power = None if run.power is None else run.power.clone()
+            if run.power is not None:
+                run.keep(run.power.clone())
         twin.session = self.session
         if self.session is not None:
             self.session.append(twin)

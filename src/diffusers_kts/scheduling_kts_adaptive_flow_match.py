@@ -1,5 +1,6 @@
 """KTSAdaptiveFlowMatchScheduler: Euler steps with a gain for every sample, by what it has shown so far."""
 
+import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteSchedulerOutput
@@ -112,6 +113,7 @@ class KTSAdaptiveFlowMatchScheduler(KTSFlowMatchScheduler):
                 "energy_budget and turning out."
             )
         index = self._check_call(model_output, timestep, sample)
+        self._current_gains()  # follows a schedule that the pipeline replaced
         self._aim_touchdown(index)
         v = self._flow_velocity(index, model_output, sample)
         self._kpe_recorder.record_turn |= self.config.turning is not None
@@ -126,13 +128,12 @@ class KTSAdaptiveFlowMatchScheduler(KTSFlowMatchScheduler):
 
     def _compute_gains(self) -> list[float]:
         gains = super()._compute_gains()
-        self._plan = torch.stack([torch.tensor(gains, dtype=torch.float64), self._flow_times()[:-1]])
+        self._plan = torch.from_numpy(np.stack([gains, self._flow_times()[:-1]]))
         return gains
 
     def _adapted_gain(self, index: int) -> torch.Tensor:
         """(B,) gain of evaluation ``index``, the last that was observed."""
         power, gains, turn = self._kpe_recorder.so_far()
-        self._current_gains()  # follows a schedule that the pipeline replaced
         if self._plan.device != power.device:  # once a run, since it waits for the device; some have no float64
             self._plan = self._plan.to(power)
         first, levels = index + 1 - power.shape[1], self._flow_sigmas().to(power)

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers.configuration_utils import register_to_config
 
@@ -70,7 +71,7 @@ class KTSSchedulerMixin:
     num_inference_steps: int
     _step_index: Any
     _begin_index: Any
-    _levels: HostCopy  # of `sigmas`, from the first `set_timesteps` on
+    _levels: Any = None  # `HostCopy` of `sigmas`, from the first `set_timesteps` on
     _standing: StandingSchedule | None = None
 
     @classmethod
@@ -131,15 +132,17 @@ class KTSSchedulerMixin:
         is late for img2img) are not run: they leave mostly landing.
         """
         begin = begin_index if begin_index is not None else getattr(self, "begin_index", None) or 0
+        gains = self.gains[begin:]
         weights = quadrature_weights(self._flow_sigmas()[begin:].cpu(), self._quadrature)
-        return float((self.gains[begin:] * weights).sum() / weights.sum().clamp(min=torch.finfo(torch.float64).tiny))
+        return float((gains * weights).sum() / weights.sum().clamp(min=torch.finfo(torch.float64).tiny))
 
     def _set_shaping(self, touchdown: float | None, **settings: Any) -> None:
         self._gain = Gain(**settings)
         if touchdown is not None and not (is_number(touchdown) and 0 < touchdown < 1):
             raise ValueError(f"touchdown is {touchdown!r}; give a flow time strictly between 0 and 1, or None for none.")
         self._settings = {"scheduler": type(self).__name__, **settings, "touchdown": touchdown}
-        self._gains: list[float] | None = None
+        self._gains: list[float] = []
+        self._gains_of: list[float] | None = None  # the levels they were computed of
         self._kpe_recorder = KPERecorder()
 
     def _check_configuration(self) -> None:
@@ -157,13 +160,16 @@ class KTSSchedulerMixin:
         """(N + 1,) levels of the schedule as the energies count them, on the device of `sigmas`."""
         return self.sigmas
 
-    def _flow_times(self) -> torch.Tensor:
-        return flow_times(self._flow_sigmas().detach().cpu(), self.config.get("invert_sigmas", False), self._marks)
+    def _flow_times(self) -> np.ndarray:
+        return flow_times(self._flow_sigmas().detach().cpu().numpy(), self.config.get("invert_sigmas", False), self._marks)
 
     def _begin_run(self) -> None:
+        given = self.sigmas
+        self._read_levels()
         self._lay_out_evaluations()
         self.sigmas = counted(self.sigmas)
-        self._update_gains()
+        if self.sigmas is not given:
+            self._read_levels()
         self._begin_record()
 
     def _begin_again(self, asked: tuple) -> bool:
@@ -177,15 +183,12 @@ class KTSSchedulerMixin:
         inverted = self.config.get("invert_sigmas", False)
         self._kpe_recorder.begin(self._settings, self._gain.tau_split, inverted, self._quadrature)
 
-    def _update_gains(self) -> None:
-        """The gains of the current schedule, computed anew only if a level of it differs from the last one's: calls of a
-        pipeline mostly repeat a schedule."""
-        levels = self.sigmas.tolist()
-        if self._gains is None or levels != self._levels.numbers:
-            if not all(map(math.isfinite, levels)):
-                raise ValueError(f"the schedule has noise levels that are not finite ({levels}); check sigmas and mu.")
-            self._gains = self._compute_gains()
-        self._levels = HostCopy.of(self.sigmas, levels)
+    def _read_levels(self) -> HostCopy:
+        levels = HostCopy.of(self.sigmas)
+        if not math.isfinite(sum(levels.numbers)):
+            raise ValueError(f"the schedule has noise levels that are not finite ({levels.numbers}); check sigmas and mu.")
+        self._levels = levels
+        return levels
 
     def _touches_down(self, t: list[float], i: int) -> bool:
         return self.config.touchdown is not None and t[i] >= self.config.touchdown
@@ -196,7 +199,7 @@ class KTSSchedulerMixin:
         if t_d is None:
             return
         t = self._flow_times()
-        after = (t[:-1] >= t_d).nonzero().flatten()
+        after = np.flatnonzero(t[:-1] >= t_d)
         if not len(after):
             return
         cut = int(after[0])
@@ -207,7 +210,7 @@ class KTSSchedulerMixin:
         self.timesteps = torch.cat([self.timesteps[:cut], timestep[None]])
         self.num_inference_steps = len(self.timesteps)
 
-    def _level_at_touchdown(self, t: torch.Tensor, cut: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _level_at_touchdown(self, t: np.ndarray, cut: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Sigma and timestep of the touchdown, which lies between the levels ``cut - 1`` and ``cut``."""
         t_d = self.config.touchdown
         share = float((t_d - t[cut - 1]) / (t[cut] - t[cut - 1]))
@@ -224,14 +227,21 @@ class KTSSchedulerMixin:
         return [1.0 if self._touches_down(times, i) else eta for i, eta in enumerate(etas)]
 
     def _current_gains(self) -> list[float]:
-        if self._gains is None:
+        """The gains of the current schedule, computed when they are first asked for, and only if a level of it differs from
+        the last one's: calls of a pipeline mostly repeat a schedule."""
+        levels = self._levels
+        if levels is None:
             raise RuntimeError("there is no schedule yet; call set_timesteps(num_inference_steps) first.")
-        if not self._levels.is_of(self.sigmas):  # a pipeline put a schedule of its own in place, or wrote into ours
-            self._update_gains()
+        if not levels.is_of(self.sigmas):  # a pipeline put a schedule of its own in place, or wrote into ours
+            levels = self._read_levels()
+        if levels.numbers is not self._gains_of:
+            if levels.numbers != self._gains_of:
+                self._gains = self._compute_gains()
+            self._gains_of = levels.numbers
         return self._gains
 
     def _check_step(self, model_output: torch.Tensor, sample: torch.Tensor) -> None:
-        if self._gains is None:
+        if self._levels is None:
             raise RuntimeError("step was called before set_timesteps; call set_timesteps(num_inference_steps) first.")
         if model_output.shape != sample.shape:
             raise ValueError(

@@ -3,6 +3,7 @@
 from numbers import Integral
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteSchedulerOutput
@@ -114,11 +115,11 @@ class KTSFlowMatchScheduler(KTSSchedulerMixin, FlowMatchEulerDiscreteScheduler):
         if self._begin_again(asked):
             self._step_index = self._begin_index = None
             return
-        super().set_timesteps(num_inference_steps, "cpu", sigmas, mu, timesteps)  # the gains are read on the host
+        super().set_timesteps(num_inference_steps, "cpu", sigmas, mu, timesteps)  # the levels are read on the host
         self._begin_run()
-        self.sigmas = counted(self.sigmas.to(device))
-        self.timesteps = self.timesteps.to(device)
-        self._levels = HostCopy.of(self.sigmas, self._levels.numbers)
+        if device is not None:
+            self.sigmas, self.timesteps = counted(self.sigmas.to(device)), self.timesteps.to(device)
+            self._levels = HostCopy.of(self.sigmas, self._levels.numbers)
         self._standing = StandingSchedule.of(self, asked)
 
     def _convert_to_karras(self, in_sigmas: torch.Tensor, num_inference_steps: int) -> Any:
@@ -232,11 +233,11 @@ class KTSFlowMatchScheduler(KTSSchedulerMixin, FlowMatchEulerDiscreteScheduler):
     def _flow_sigmas(self) -> torch.Tensor:
         return flow_sigma(self.sigmas) if self._exploding else self.sigmas
 
-    def _flow_times(self) -> torch.Tensor:
-        return flow_times(self.sigmas.detach().cpu(), self.config.invert_sigmas, self._marks)
+    def _flow_times(self) -> np.ndarray:
+        return flow_times(np.array(self._levels.numbers), self.config.invert_sigmas, self._marks)
 
     def _compute_gains(self) -> list[float]:
-        self._exploding = exceeds_one(self.sigmas)
+        self._exploding = exceeds_one(np.array(self._levels.numbers))
         gains = super()._compute_gains()
         if self.config.touchdown is not None:
             self._touchdown_is_last = self._touches_down(self._flow_times().tolist(), len(gains) - 1)

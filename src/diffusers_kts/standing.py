@@ -6,9 +6,9 @@ from typing import Any
 from .host_copy import HostCopy
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class StandingSchedule:
-    """What `set_timesteps` was last ``asked`` for, and what it made of that.
+    """What `set_timesteps` of a KTS scheduler was last ``asked`` for, and what it made of that.
 
     A pipeline asks for the same schedule in call after call. One that nobody has replaced or written into since need not be
     made again.
@@ -22,8 +22,8 @@ class StandingSchedule:
 
     @classmethod
     def of(cls, scheduler: Any, asked: tuple) -> "StandingSchedule":
-        sigmas, timesteps = (HostCopy.of(tensor, []) for tensor in (scheduler.sigmas, scheduler.timesteps))
-        return cls(asked, scheduler.config, scheduler.num_inference_steps, sigmas, timesteps)
+        timesteps = HostCopy.of(scheduler.timesteps, [])
+        return cls(asked, scheduler.config, scheduler.num_inference_steps, scheduler._levels, timesteps)
 
     def is_for(self, scheduler: Any, asked: tuple) -> bool:
         """Whether ``asked`` is asked again of a scheduler that is as it was left."""

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
+from ..gain import exceeds_one
 from ..host_copy import HostCopy
 from ..kpe import KPETrace
 from ..presets import PRESETS
@@ -44,12 +45,11 @@ class PartialSchedule(KTSFlowMatchScheduler):
     @functools.wraps(KTSFlowMatchScheduler.set_timesteps)  # pipelines look at the names of the arguments
     def set_timesteps(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
         super().set_timesteps(*args, **kwargs)
-        if float(self.sigmas.max()) > 1 + 1e-4:
+        if exceeds_one(self.sigmas):
             raise ValueError("screening needs noise levels up to 1; leave --screen-steps out for this model.")
-        gains, self.whole = self._current_gains(), len(self.timesteps)
+        self.whole = len(self.timesteps)
         start, stop, _ = self.part.indices(self.whole)
         self.timesteps, self.sigmas = self.timesteps[start:stop], self.sigmas[start : stop + 1]
-        self._gains = gains[start:stop]
         self._levels = HostCopy.of(self.sigmas, self._levels.numbers[start : stop + 1])
         self.num_inference_steps = len(self.timesteps)
 
