@@ -6,7 +6,6 @@ latent units. Sums run over every dimension but the first.
 """
 
 import copy
-import functools
 import json
 import math
 import os
@@ -14,7 +13,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -304,9 +303,24 @@ def turning_so_far(power: torch.Tensor, turn: torch.Tensor, t: torch.Tensor) -> 
     return (turn * (1 - t)).cumsum(1) / power.sqrt()
 
 
-def squared_norm(v: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+class Rows(NamedTuple):
+    """How a batch is cut to be summed: (B, rows, length), and how many numbers of each sample are left over."""
+
+    shape: tuple[int, int, int]
+    rest: int
+
+    @classmethod
+    def of(cls, shape: torch.Size) -> "Rows":
+        d = math.prod(shape[1:])
+        row = math.gcd(d, ROW)
+        if row < SHORTEST_ROW:
+            row = min(d, ROW)
+        return cls((shape[0], d // row, row), d % row)
+
+
+def squared_norm(v: torch.Tensor, out: torch.Tensor | None = None, rows: Rows | None = None) -> torch.Tensor:
     """(B,) ``||v||^2`` of a batch, summed in at least fp32 over all dimensions but the first, whatever the layout; written
-    into ``out`` (of that dtype) if it is given.
+    into ``out`` (of that dtype) if it is given. ``rows`` are those of its shape, for callers that keep them.
 
     On the CPU a sample is cut into rows, whose sums are added: one running fp32 sum of millions of squares would be 1e-4 off,
     and one core alone would make it. Cut like this, it also does not depend on the rest of the batch. Narrow dtypes are
@@ -318,7 +332,7 @@ def squared_norm(v: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tens
             return torch.square(v.to(wide), out=out)
         # one kernel, which widens as it reads
         return torch.square(torch.linalg.vector_norm(v, dim=tuple(range(1, v.ndim)), dtype=wide), out=out)
-    shape, rest = _rows(v.shape)
+    shape, rest = rows or Rows.of(v.shape)
     if rest:
         flat = v.reshape(shape[0], -1)
         norms = torch.cat([_norms(flat[:, :-rest].unflatten(1, shape[1:])), _norms(flat[:, -rest:].unsqueeze(1))], 1)
@@ -329,16 +343,6 @@ def squared_norm(v: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tens
     if norms.shape[1] > LONGEST_SUM:
         return squared_norm(norms, out)
     return torch.linalg.vecdot(norms, norms, out=out)
-
-
-@functools.lru_cache
-def _rows(shape: torch.Size) -> tuple[tuple[int, int, int], int]:
-    """How a batch of this shape is cut, (B, rows, length), and how many numbers of each sample are left over."""
-    d = math.prod(shape[1:])
-    row = math.gcd(d, ROW)
-    if row < SHORTEST_ROW:
-        row = min(d, ROW)
-    return (shape[0], d // row, row), d % row
 
 
 def _norms(rows: torch.Tensor) -> torch.Tensor:
@@ -376,7 +380,8 @@ class _Run:
     steps: list[int] = field(default_factory=list)
     power: torch.Tensor | None = None  # (N or more, B)
     rows: tuple[torch.Tensor, ...] = ()  # of power: to make a view takes as long as a small kernel
-    measured: tuple | None = None  # shape, dtype and device of the last velocity
+    like: tuple | None = None  # shape, dtype and device of the last velocity
+    cut: Rows | None = None  # of that shape
     gains: list[Any] = field(default_factory=list)
     turn: list[torch.Tensor] = field(default_factory=list)
     last_velocity: torch.Tensor | None = None
@@ -443,20 +448,20 @@ class KPERecorder:
         sigmas: torch.Tensor,
         v: torch.Tensor,
         gain: Any = 1.0,
-        token_dt: torch.Tensor | None = None,
         power: torch.Tensor | None = None,
+        token_dt: torch.Tensor | None = None,
     ) -> None:
-        """One step was made along ``v`` with ``gain`` eta; ``token_dt`` (B, S, 1) where every token has its own interval,
-        ``power`` (B,) where the step has computed ``||v||^2`` already.
+        """One step was made along ``v`` with ``gain`` eta; ``power`` (B,) where the step has computed ``||v||^2`` already,
+        ``token_dt`` (B, S, 1) where every token has its own interval.
 
         Per-token steps are recorded as the power and gain that give the same energies over the schedule's interval.
         """
         run = self.runs[-1]
         if v.requires_grad:
             v = v.detach()
-        step, measured = len(run.steps), (v.shape, v.dtype, v.device)
-        if token_dt is None and power is None and measured == run.measured and step < len(run.rows):
-            squared_norm(v, out=run.rows[step])
+        step, like = len(run.steps), (v.shape, v.dtype, v.device)
+        if like == run.like and power is None and token_dt is None and step < len(run.rows):
+            squared_norm(v, run.rows[step], run.cut)
         else:
             if token_dt is not None:
                 nominal = (sigmas[step_index + 1] - sigmas[step_index]).abs().clamp(min=torch.finfo(torch.float32).tiny)
@@ -471,7 +476,7 @@ class KPERecorder:
             if step == len(run.rows):
                 run.make_room(sigmas.shape[0] - 1, power)
             run.rows[step].copy_(power)
-            run.measured = measured
+            run.like, run.cut = like, Rows.of(v.shape)
         run.sigmas = sigmas
         if not run.steps:
             run.d = math.prod(v.shape[1:])

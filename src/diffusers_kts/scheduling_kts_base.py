@@ -240,23 +240,30 @@ class KTSSchedulerMixin:
             self._gains_of = levels.numbers
         return self._gains
 
-    def _check_step(self, model_output: torch.Tensor, sample: torch.Tensor) -> None:
+    def _check_step(self, model_output: torch.Tensor, sample: torch.Tensor, index: int | None) -> None:
         if self._levels is None:
             raise RuntimeError("step was called before set_timesteps; call set_timesteps(num_inference_steps) first.")
         if model_output.shape != sample.shape:
             raise ValueError(
                 f"model_output is {tuple(model_output.shape)}, sample {tuple(sample.shape)}; they must have the same shape."
             )
-        index = getattr(self, "step_index", None)  # DDIM has none
         if index is not None and index + 1 >= self.sigmas.shape[0]:
             raise RuntimeError(
                 f"step was called more often than the {self.sigmas.shape[0] - 1} steps planned; call set_timesteps."
             )
 
-    def _observe(self, index: int, v: torch.Tensor, gain: Any, **measured: Any) -> None:
-        if index > 0 and not self._kpe_recorder.has_begun and not self._is_off:
+    def _observe(
+        self,
+        index: int,
+        v: torch.Tensor,
+        gain: Any,
+        power: torch.Tensor | None = None,
+        token_dt: torch.Tensor | None = None,
+    ) -> None:
+        recorder = self._kpe_recorder
+        if index > 0 and not recorder.has_begun and not self._is_off:
             self._warn_of_noise(index)
-        self._kpe_recorder.observe(index, self._flow_sigmas(), v, gain, **measured)
+        recorder.observe(index, self._flow_sigmas(), v, gain, power, token_dt)
 
     def _warn_of_noise(self, begin_index: int) -> None:
         moved = self.net_displacement(begin_index)

@@ -57,7 +57,7 @@ class KTSEulerDiscreteScheduler(KTSDiffusionMixin, EulerDiscreteScheduler):
         return_dict: bool = True,
     ) -> EulerDiscreteSchedulerOutput | tuple:
         """One shaped step; arguments and result as in `EulerDiscreteScheduler.step`."""
-        self._check_step(model_output, sample)
+        self._check_step(model_output, sample, self._step_index)
         self._refuse_noise("s_churn", s_churn)
         v, x = self._widened(model_output, sample)
         prev_sample, data = super().step(v, timestep, x, s_churn, s_tmin, s_tmax, s_noise, generator, False)

@@ -55,6 +55,7 @@ class KTSFlowMatchScheduler(KTSSchedulerMixin, FlowMatchEulerDiscreteScheduler):
 
     fused = False  # whether steps and their energy are compiled, see `diffusers_kts.fused`; set it to True on CUDA
     _exploding = False  # whether the schedule counts sigma / alpha
+    _is_plain = False  # whether steps are x + eta dt v, in one pass
     _touchdown_is_last = False
     __init__ = shaped_init(FlowMatchEulerDiscreteScheduler)  # type: ignore[assignment]
 
@@ -154,38 +155,49 @@ class KTSFlowMatchScheduler(KTSSchedulerMixin, FlowMatchEulerDiscreteScheduler):
         index = self._check_call(model_output, timestep, sample)
         gain: Any = self._current_gains()[index]
         self._aim_touchdown(index)
-        v, measured = model_output, {}
-        as_parent = self._gain.is_identity and torch.float64 not in (sample.dtype, v.dtype)  # which the parent rounds to fp32
-        if per_token_timesteps is not None:  # callers pass -v, and time intervals are positive
-            token_sigmas = per_token_timesteps / self.config.num_train_timesteps
-            token_dt = measured["token_dt"] = token_intervals(token_sigmas, self.sigmas)
-            gain = self._token_gains(token_sigmas, token_dt)
-        if self.config.stochastic_sampling or (as_parent and per_token_timesteps is not None):
-            (prev_sample,) = super().step(
-                model_output, timestep, sample, s_churn, s_tmin, s_tmax, s_noise, generator, per_token_timesteps, False
-            )
+        v, power, token_dt = model_output, None, None
+        if self._is_plain and per_token_timesteps is None:
+            prev_sample, power = self._plain_step(index, v, sample, gain)
+            self._step_index = index + 1
         else:
-            if per_token_timesteps is not None:
-                prev_sample = euler_step(sample, v, gain * token_dt)  # fp32, as the parent's per-token result
-            elif as_parent:
-                # its arithmetic, dt v in the dtype of v included, in two passes instead of up to five
-                product = (self.sigmas[index + 1] - self.sigmas[index]) * v
-                # strides are of the sample, as the parent's: kernels of the next call may round otherwise on others
-                in_place = product.stride() == sample.stride()
-                prev_sample = product.add_(sample) if in_place else torch.add(sample, product).to(v.dtype)
-            elif self._exploding:
-                prev_sample = self._exploding_step(index, v, sample, gain)
-            elif self.fused and not torch.is_grad_enabled():
-                prev_sample, measured["power"] = fused_step(sample, v, gain * self._interval(index))
+            # the parent rounds float64 to fp32
+            as_parent = self._gain.is_identity and torch.float64 not in (sample.dtype, v.dtype)
+            if per_token_timesteps is not None:  # callers pass -v, and time intervals are positive
+                token_sigmas = per_token_timesteps / self.config.num_train_timesteps
+                token_dt = token_intervals(token_sigmas, self.sigmas)
+                gain = self._token_gains(token_sigmas, token_dt)
+            if self.config.stochastic_sampling or (as_parent and per_token_timesteps is not None):
+                (prev_sample,) = super().step(
+                    model_output, timestep, sample, s_churn, s_tmin, s_tmax, s_noise, generator, per_token_timesteps, False
+                )
             else:
-                prev_sample = euler_step(sample, v, gain * self._interval(index))
-                if prev_sample.dtype != v.dtype:
-                    prev_sample = prev_sample.to(v.dtype)
-            self._step_index += 1
-        self._observe(index, self._flow_velocity(index, model_output, sample), gain, **measured)
+                if per_token_timesteps is not None:
+                    prev_sample = euler_step(sample, v, gain * token_dt)  # fp32, as the parent's per-token result
+                elif as_parent:
+                    # its arithmetic, dt v in the dtype of v included, in two passes instead of up to five
+                    product = (self.sigmas[index + 1] - self.sigmas[index]) * v
+                    # strides are of the sample, as the parent's: kernels of the next call may round otherwise on others
+                    in_place = product.stride() == sample.stride()
+                    prev_sample = product.add_(sample) if in_place else torch.add(sample, product).to(v.dtype)
+                elif self._exploding:
+                    prev_sample = self._exploding_step(index, v, sample, gain)
+                else:  # float64 without shaping
+                    prev_sample = euler_step(sample, v, self._interval(index)).to(v.dtype)
+                self._step_index += 1
+        self._observe(index, self._flow_velocity(index, model_output, sample), gain, power, token_dt)
         if not return_dict:
             return (prev_sample,)
         return FlowMatchEulerDiscreteSchedulerOutput(prev_sample=prev_sample)
+
+    def _plain_step(
+        self, index: int, v: torch.Tensor, sample: torch.Tensor, gain: float
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The shaped sample, in the dtype of ``v``, and ``||v||^2`` if that was computed on the way."""
+        displacement = gain * self._interval(index)
+        if self.fused and not torch.is_grad_enabled():
+            return fused_step(sample, v, displacement)
+        stepped = euler_step(sample, v, displacement)
+        return stepped if stepped.dtype == v.dtype else stepped.to(v.dtype), None
 
     def _interval(self, index: int) -> Any:
         """``sigma_{i+1} - sigma_i`` as a float from the host, or as a tensor where somebody differentiates the schedule."""
@@ -201,8 +213,8 @@ class KTSFlowMatchScheduler(KTSSchedulerMixin, FlowMatchEulerDiscreteScheduler):
         """Check the arguments; the number of this evaluation."""
         if isinstance(timestep, int) or (isinstance(timestep, torch.Tensor) and not timestep.is_floating_point()):
             raise ValueError(f"timestep {timestep!r} is an integer; pass an element of `timesteps`, not a step number.")
-        self._check_step(model_output, sample)
-        if self.step_index is None:
+        self._check_step(model_output, sample, self._step_index)
+        if self._step_index is None:
             self._init_step_index(timestep)
         return self._step_index
 
@@ -238,6 +250,7 @@ class KTSFlowMatchScheduler(KTSSchedulerMixin, FlowMatchEulerDiscreteScheduler):
 
     def _compute_gains(self) -> list[float]:
         self._exploding = exceeds_one(np.array(self._levels.numbers))
+        self._is_plain = not (self._exploding or self._gain.is_identity or self.config.stochastic_sampling)
         gains = super()._compute_gains()
         if self.config.touchdown is not None:
             self._touchdown_is_last = self._touches_down(self._flow_times().tolist(), len(gains) - 1)

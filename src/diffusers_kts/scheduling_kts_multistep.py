@@ -55,7 +55,7 @@ class KTSMultistepMixin(KTSSchedulerMixin):
         self, step: Callable[..., tuple], model_output: torch.Tensor, timestep: Any, sample: torch.Tensor, **kwargs: Any
     ) -> torch.Tensor:
         """The parent's ``step``, in fp32 where it shapes (a gain of one per cent is lost in bf16), and its energy."""
-        self._check_step(model_output[:, : sample.shape[1]] if sample.ndim > 1 else model_output, sample)
+        self._check_step(model_output[:, : sample.shape[1]] if sample.ndim > 1 else model_output, sample, self._step_index)
         given = model_output, sample
         if not self._is_off:
             wide = wide_dtype(sample, model_output)
