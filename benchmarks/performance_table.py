@@ -3,7 +3,8 @@
     python benchmarks/performance_table.py          # only writes the tables
     python benchmarks/performance_table.py --data fashion_mnist.npz     # measures everything first, best on a quiet machine
 
-Measures nothing itself. A result file that is missing leaves its rows out, and says so.
+Measures nothing itself. A result file that is missing leaves its rows out, and says so. Rows of a GPU are there once somebody
+has run ``step_cost.py --device cuda``.
 """
 
 import argparse
@@ -23,22 +24,24 @@ SCRIPTS = {  # in the order of the table, with the options of a whole measuremen
     "import_time": [],
     "nearest_neighbours": [],
 }
+ON_CUDA = "step_cost_cuda"
 STEP = "KTS + KPE step / stock step"
 
 
 def step_measures(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows of ``step_cost.json``, which keeps its ratios by latents."""
-    rows = []
+    """The rows of ``step_cost.json``, or of a GPU, which keep their ratios by latents."""
+    rows, device = [], result["environment"]["accelerator"]
+    on_device = f", {device}" if device else ""
     for name, step in result["steps"].items():
         least = step["microseconds_at_the_limit"] / step["microseconds"]["stock"]
         limit = f"{least:.2f}, read x, read v, write x"
         ratios = step["ratio_to_stock"]
-        rows.append(measure(f"{STEP}, {name}", 1.0, ratios["shaped and measured"], limit))
+        rows.append(measure(f"{STEP}, {name}{on_device}", 1.0, ratios["shaped and measured"], limit))
         if "shaped and measured, fused" in ratios:
-            rows.append(measure(f"{STEP}, {name}, fused", 0.6, ratios["shaped and measured, fused"], limit))
+            rows.append(measure(f"{STEP}, {name}, fused{on_device}", 0.6, ratios["shaped and measured, fused"], limit))
     if "pipeline" in result:
         ran = result["pipeline"]
-        name = f"SD3-width pipeline of {ran['layers']} layer(s), {ran['steps']} steps, shaped and monitored / plain"
+        name = f"SD3-width pipeline of {ran['layers']} layer(s), {ran['steps']} steps, shaped and monitored / plain{on_device}"
         rows.append(measure(name, 1.002, ran["ratio_to_plain"], "1, the network"))
     return rows
 
@@ -46,24 +49,24 @@ def step_measures(result: dict[str, Any]) -> list[dict[str, Any]]:
 def collect(output: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[str]]:
     """Rows, the environments they were measured in, and scripts without a result."""
     rows, environments, missing = [], [], []
-    for name in SCRIPTS:
+    for name in (*SCRIPTS, ON_CUDA):
         path = output / "results" / f"{name}.json"
         if not path.exists():
-            missing.append(name)
+            missing += [name] if name in SCRIPTS else []
             continue
         result = json.loads(path.read_text())
-        rows += step_measures(result) if name == "step_cost" else result["measures"]
+        rows += result["measures"] if "measures" in result else step_measures(result)
         environments.append(result["environment"])
     return rows, environments, missing
 
 
 def worst_steps(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """All rows, but of the steps only the worst of each dtype and kind."""
+    """All rows, but of the steps only the worst of each dtype, kind and device."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         name = row["measure"]
         if name.startswith(STEP):
-            kind = ", ".join(part for part in name.split(", ") if part in ("float32", "bfloat16", "fused"))
+            *_, kind = name.split(", ", 3)
             name = f"{STEP}, {kind}"
         groups.setdefault(name, []).append(row)
     kept = []

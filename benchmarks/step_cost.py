@@ -5,7 +5,7 @@ python benchmarks/step_cost.py --device cuda        # the same on a GPU, fused s
 python benchmarks/step_cost.py --pipeline           # also a transformer as wide as SD3-medium, ten minutes on two cores
 
 Contenders take turns within one run (``stopwatch.py``); ratios are medians. Times depend on what else the machine does: run it
-on a quiet one. Results go to ``benchmarks/results/step_cost.json``.
+on a quiet one. Results go to ``benchmarks/results/step_cost.json``, those of a GPU to ``step_cost_cuda.json``.
 """
 
 import argparse
@@ -156,4 +156,5 @@ if __name__ == "__main__":
     measured["bytes_per_second"] = limits = stopwatch.bandwidth(options.device)
     for row in measured["steps"].values():
         row["microseconds_at_the_limit"] = row["least_bytes"] / limits["triad"] * 1e6
-    stopwatch.write("step_cost", measured, began, options.device, options.output)
+    name = "step_cost_cuda" if options.device.startswith("cuda") else "step_cost"
+    stopwatch.write(name, measured, began, options.device, options.output)

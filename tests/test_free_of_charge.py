@@ -251,10 +251,12 @@ def test_the_table_holds_every_row_and_its_verdict(bench, monkeypatch, tmp_path)
     bench.report.write_json(out, "schedule_cost", {"measures": rows, "environment": environment})
     step = {"microseconds_at_the_limit": 1.0, "microseconds": {"stock": 4.0}}
     steps = {
-        f"{name}, float32": step | {"ratio_to_stock": {"shaped and measured": ratio | {"median": median}}}
+        f"{name}, batch 1, float32": step | {"ratio_to_stock": {"shaped and measured": ratio | {"median": median}}}
         for name, median in (("A", 0.9), ("B", 1.1))
     }
     bench.report.write_json(out, "step_cost", {"steps": steps, "environment": environment})
+    on_cuda = {"steps": steps, "environment": environment | {"accelerator": "A GPU"}}
+    bench.report.write_json(out, "step_cost_cuda", on_cuda)
     monkeypatch.setattr(sys, "argv", ["performance_table", "--output", str(out)])
     bench.performance_table.main()
     text, readme = (out / "RESULTS.md").read_text(), (tmp_path / "README.md").read_text()
@@ -262,4 +264,6 @@ def test_the_table_holds_every_row_and_its_verdict(bench, monkeypatch, tmp_path)
     assert (
         "| less | <= 0.7 | 0.5 (0.4 to 0.6) | 0.1 | reached |" in text and "| >= 20 | 0.5 (0.4 to 0.6) | 30 | missed |" in text
     )
-    assert text.count("stock step") == 2 and readme.count("stock step") == 1 and "1.1 (0.4 to 0.6) | 0.25" in readme
+    assert text.count("stock step") == 4 and readme.count("1.1 (0.4 to 0.6) | 0.25") == 2
+    of_gpu = "stock step, float32, A GPU: worst of 2 latents, of which 1 reach the goal |"
+    assert readme.count("stock step") == 2 and of_gpu in readme and "A, batch 1, float32, A GPU | <= 1 | 0.9" in text
