@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch.linalg import vecdot, vector_norm
 
 from .gain import ON_GRID, flow_times
 
@@ -331,7 +332,7 @@ def squared_norm(v: torch.Tensor, out: torch.Tensor | None = None, rows: Rows | 
         if v.ndim == 1:
             return torch.square(v.to(wide), out=out)
         # one kernel, which widens as it reads
-        return torch.square(torch.linalg.vector_norm(v, dim=tuple(range(1, v.ndim)), dtype=wide), out=out)
+        return torch.square(vector_norm(v, dim=tuple(range(1, v.ndim)), dtype=wide), out=out)
     shape, rest = rows or Rows.of(v.shape)
     if rest:
         flat = v.reshape(shape[0], -1)
@@ -340,19 +341,19 @@ def squared_norm(v: torch.Tensor, out: torch.Tensor | None = None, rows: Rows | 
         norms = v.reshape(shape[0], shape[2]).to(torch.promote_types(v.dtype, torch.float32))
     else:
         norms = _norms(v.reshape(shape))
-    if norms.shape[1] > LONGEST_SUM:
+    if shape[1] >= LONGEST_SUM:
         return squared_norm(norms, out)
-    return torch.linalg.vecdot(norms, norms, out=out)
+    return vecdot(norms, norms, out=out)
 
 
 def _norms(rows: torch.Tensor) -> torch.Tensor:
     """(B, rows) norms along the last dimension of (B, rows, length)."""
     if rows.element_size() >= 4:
-        return torch.linalg.vector_norm(rows, dim=2)
+        return vector_norm(rows, dim=2)
     if rows.numel() <= BLOCK:
-        return torch.linalg.vector_norm(rows.float(), dim=2)
+        return vector_norm(rows.float(), dim=2)
     blocks = rows.flatten(0, 1).split(BLOCK // rows.shape[2])
-    return torch.cat([torch.linalg.vector_norm(block.float(), dim=1) for block in blocks]).view(rows.shape[:2])
+    return torch.cat([vector_norm(block.float(), dim=1) for block in blocks]).view(rows.shape[:2])
 
 
 def _distance(v: torch.Tensor, last: torch.Tensor | None) -> torch.Tensor:
@@ -380,7 +381,7 @@ class _Run:
     steps: list[int] = field(default_factory=list)
     power: torch.Tensor | None = None  # (N or more, B)
     rows: tuple[torch.Tensor, ...] = ()  # of power: to make a view takes as long as a small kernel
-    like: tuple | None = None  # shape, dtype and device of the last velocity
+    kind: tuple | None = None  # shape, dtype and device of the last velocity
     cut: Rows | None = None  # of that shape
     gains: list[Any] = field(default_factory=list)
     turn: list[torch.Tensor] = field(default_factory=list)
@@ -459,8 +460,8 @@ class KPERecorder:
         run = self.runs[-1]
         if v.requires_grad:
             v = v.detach()
-        step, like = len(run.steps), (v.shape, v.dtype, v.device)
-        if like == run.like and power is None and token_dt is None and step < len(run.rows):
+        step, kind = len(run.steps), (v.shape, v.dtype, v.device)
+        if kind == run.kind and power is None and token_dt is None and step < len(run.rows):
             squared_norm(v, run.rows[step], run.cut)
         else:
             if token_dt is not None:
@@ -476,7 +477,7 @@ class KPERecorder:
             if step == len(run.rows):
                 run.make_room(sigmas.shape[0] - 1, power)
             run.rows[step].copy_(power)
-            run.like, run.cut = like, Rows.of(v.shape)
+            run.kind, run.cut = kind, Rows.of(v.shape)
         run.sigmas = sigmas
         if not run.steps:
             run.d = math.prod(v.shape[1:])

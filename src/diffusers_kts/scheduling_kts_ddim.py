@@ -55,7 +55,7 @@ class KTSDDIMScheduler(KTSDiffusionMixin, DDIMScheduler):
         return_dict: bool = True,
     ) -> DDIMSchedulerOutput | tuple:
         """One shaped step; arguments and result as in `DDIMScheduler.step`. ``eta`` is DDIM's own, the weight of noise."""
-        self._check_step(model_output, sample, None)
+        self._check_step(model_output, sample, None)  # which counts no steps
         self._refuse_noise("eta", eta)
         try:
             index = index_of(timestep, self.timesteps)
