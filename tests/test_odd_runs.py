@@ -1,6 +1,7 @@
 """What pipelines do to schedulers beside one plain run: every solver keeps its meaning, or refuses."""
 
 import copy
+import pickle
 import warnings
 
 import pytest
@@ -19,6 +20,7 @@ from diffusers_kts import (
     KTSFlowMatchScheduler,
     KTSUniPCMultistepScheduler,
 )
+from diffusers_kts.generation.selection import PartialSchedule
 
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
 FLOW_CLASSES = {
@@ -190,3 +192,118 @@ def test_inpainting_keeps_the_known_region_and_shapes_the_rest():
         assert torch.isfinite(pipe.scheduler.kpe.path_energy.total).all()
     pipe.scheduler = KTSFlowMatchScheduler.from_config(pipe.scheduler.config, **PRESETS["off"])
     assert all(torch.equal(ours, stock) for ours, stock in zip(halves(), plain, strict=True))
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_autocast_leaves_energies_in_fp32(cls):
+    powers = []
+    for autocast in (False, True):
+        scheduler = cls(**CLASSES[cls], **PRESETS["off"])
+        scheduler.set_timesteps(4)
+        x = torch.linspace(-2, 2, 2 * 576).reshape(2, 576)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            for i, timestep in enumerate(scheduler.timesteps):
+                scheduler.step(torch.sin(3 * x + i), timestep, x)
+        powers.append(scheduler.kpe.power)
+    assert powers[1].dtype == torch.float32
+    torch.testing.assert_close(*powers, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("carry", [lambda s: pickle.loads(pickle.dumps(s)), copy.deepcopy])
+@pytest.mark.parametrize("inference", [False, True])
+def test_a_scheduler_carried_elsewhere_in_mid_run_goes_on_with_its_record(carry, inference):
+    stays, goes = KTSFlowMatchScheduler(**SHAPED), KTSFlowMatchScheduler(**SHAPED)
+    for scheduler in (stays, goes):
+        scheduler.set_timesteps(4)
+    for i, timestep in enumerate(stays.timesteps):
+        if i == 2:
+            stays.sigmas[3] = goes.sigmas[3] = 0.2  # unseen yet when it leaves
+            with torch.inference_mode(inference):
+                goes = carry(goes)
+            assert len(pickle.dumps(goes)) < 20_000
+        for scheduler in (stays, goes):
+            scheduler.step(noise(seed=i), timestep, noise())
+    assert torch.equal(goes.kpe.power, stays.kpe.power) and torch.isfinite(goes.kpe.power).all()
+    assert torch.equal(goes.gains, stays.gains) and goes.schedule_table()[3]["sigma"] == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+@pytest.mark.parametrize("dtypes", [(32, 64, 64, 32), (64, 32, 32, 16), (16, 64, 32, 32)])
+def test_the_dtype_may_change_in_mid_run(cls, dtypes):
+    scheduler = cls(**CLASSES[cls], **SHAPED)
+    scheduler.set_timesteps(4)
+    by_bits = {16: torch.bfloat16, 32: torch.float32, 64: torch.float64}
+    for bits, timestep in zip(dtypes, scheduler.timesteps, strict=False):
+        scheduler.step(torch.full((1, 600), 0.5, dtype=by_bits[bits]), timestep, torch.zeros(1, 600, dtype=by_bits[bits]))
+    if cls in FLOW_CLASSES:
+        torch.testing.assert_close(scheduler.kpe.power.double(), torch.full((1, 4), 150.0).double(), rtol=1e-6, atol=0)
+
+
+def test_another_size_is_another_run():
+    scheduler = KTSFlowMatchScheduler()
+    scheduler.set_timesteps(4)
+    for shape in ((1, 4, 8, 8), (1, 600)):
+        scheduler.step(torch.ones(shape), scheduler.timesteps[scheduler.step_index or 0], torch.zeros(shape))
+        assert scheduler.kpe.d == scheduler.kpe.power.item()
+
+
+def test_no_samples_of_an_odd_size():
+    scheduler = KTSFlowMatchScheduler()
+    scheduler.set_timesteps(1)
+    scheduler.step(torch.empty(0, 600), scheduler.timesteps[0], torch.empty(0, 600))
+    assert scheduler.kpe.power.shape == (0, 1)
+
+
+def test_derivatives_along_a_direction_pass_through_steps():
+    def end(x):
+        scheduler = KTSFlowMatchScheduler(**SHAPED)
+        scheduler.set_timesteps(3)
+        return sample(scheduler, x)
+
+    x, direction = noise().double(), noise(seed=1).double()
+    _, slope = torch.func.jvp(end, (x,), (direction,))
+    torch.testing.assert_close(slope, (end(x + 1e-6 * direction) - end(x - 1e-6 * direction)) / 2e-6, rtol=1e-5, atol=1e-7)
+
+
+def test_token_times_may_be_differentiated():
+    scheduler, x = KTSFlowMatchScheduler(**SHAPED), torch.randn(2, 6, 4)
+    scheduler.set_timesteps(3)
+    times = (torch.rand(2, 6) * 1000).requires_grad_()
+    scheduler.step(x, scheduler.timesteps[0], x, per_token_timesteps=times)[0].sum().backward()
+    assert torch.isfinite(times.grad).all() and not scheduler.kpe.power.requires_grad
+
+
+def test_levels_may_be_narrow():
+    for cls in CLASSES:
+        scheduler = cls(**CLASSES[cls])
+        scheduler.set_timesteps(4)
+        before = scheduler.gains
+        scheduler.sigmas = scheduler.sigmas.bfloat16()
+        torch.testing.assert_close(scheduler.gains, before, rtol=0.01, atol=0.01)
+
+
+def test_gains_follow_a_configuration_that_is_written_to():
+    scheduler = KTSFlowMatchScheduler()
+    for touchdown, last in ((None, "landing"), (0.9, "touchdown")):
+        scheduler.register_to_config(touchdown=touchdown)
+        scheduler.set_timesteps(sigmas=[1.0, 0.5, 0.1])
+        row = scheduler.schedule_table()[-1]
+        assert row["phase"] == last and (row["eta"] == 1) == (touchdown is not None)
+    scheduler.register_to_config(stochastic_sampling=True)
+    with pytest.raises(ValueError, match="stochastic_sampling=True re-noises"):
+        scheduler.step(noise(), scheduler.timesteps[0], noise())
+
+
+@pytest.mark.parametrize("touchdown", [None, 0.5])
+def test_a_run_in_two_parts_is_the_whole_run(touchdown):
+    whole, parts = (PartialSchedule(**SHAPED, touchdown=touchdown) for _ in range(2))
+    whole.set_timesteps(7)
+    end, gains = sample(whole, noise()), []
+    x = noise()
+    for part in (slice(0, 2), slice(2, None)):
+        parts.part = part
+        parts.set_timesteps(7)
+        for i, timestep in enumerate(parts.timesteps, start=part.start):
+            x = parts.step(torch.sin(2 * x + i), timestep, x, return_dict=False)[0]
+        gains += parts.gains.tolist()
+    assert torch.equal(x, end) and gains == whole.gains.tolist()

@@ -1,14 +1,13 @@
 """The Euler step and ``||v||^2`` in one compiled kernel, which reads the velocity once."""
 
 import functools
-import math
 from collections.abc import Callable
 
 import torch
 
 from .coordinates import wide_dtype
 from .euler import euler_step
-from .kpe import ROW, squared_norm
+from .kpe import Rows, squared_norm
 
 
 def _step_and_power(sample: torch.Tensor, v: torch.Tensor, displacement: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -29,9 +28,8 @@ _works = True
 def fused_step(sample: torch.Tensor, v: torch.Tensor, displacement: float) -> tuple[torch.Tensor, torch.Tensor]:
     """The next sample and ``||v||^2``, by the compiler where there is one that works, and else, silently, without."""
     global _works
-    if _works and v.numel() and v.is_contiguous() and sample.is_contiguous():
-        # rows so short that the threads which add one up also make its part of the step
-        shape = v.shape[0], -1, math.gcd(math.prod(v.shape[1:]), ROW)
+    shape, rest = Rows.of(v.shape)  # so short that the threads which add one up also make its part of the step
+    if _works and not rest and v.numel() and v.is_contiguous() and sample.is_contiguous():
         try:
             # a tensor, since another number would be another kernel
             factor = torch.tensor(displacement, dtype=torch.float64)

@@ -1,6 +1,5 @@
 """What steps must know of a schedule, on the host, so that they need not wait for the device to learn it."""
 
-import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,10 +23,9 @@ class HostCopy:
         """Waits for the device unless ``numbers`` are given."""
         return cls(tensor, _version(tensor), tensor.tolist() if numbers is None else numbers)
 
-    def __deepcopy__(self, memo: dict) -> "HostCopy":
-        """Of the copied tensor, whose version counts from 0 again, whatever was written into it."""
-        tensor = copy.deepcopy(self.tensor, memo)
-        return HostCopy(tensor, _version(tensor) if self.is_of(self.tensor) else None, list(self.numbers))
+    def __reduce__(self) -> tuple:
+        """For deep copies and pickles, whose tensors count versions anew, whatever was written into this one."""
+        return _of_a_copy, (self.tensor, self.numbers, self.is_of(self.tensor))
 
     def is_of(self, tensor: torch.Tensor) -> bool:
         """Whether ``tensor`` is the one copied and nobody wrote into it since; never for tensors without a counter."""
@@ -55,6 +53,10 @@ def index_of(timestep: Any, timesteps: torch.Tensor) -> int:
         if stride and apart % stride == 0 and 0 <= apart // stride < timesteps.shape[0]:
             return apart // stride
     return int((timesteps == timestep).nonzero()[0])
+
+
+def _of_a_copy(tensor: torch.Tensor, numbers: list[float], current: bool) -> HostCopy:
+    return HostCopy(tensor, _version(tensor) if current else None, numbers)
 
 
 def _version(tensor: torch.Tensor) -> int | None:

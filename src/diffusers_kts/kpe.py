@@ -324,8 +324,8 @@ def squared_norm(v: torch.Tensor, out: torch.Tensor | None = None, rows: Rows | 
     into ``out`` (of that dtype) if it is given. ``rows`` are those of its shape, for callers that keep them.
 
     On the CPU a sample is cut into rows, whose sums are added: one running fp32 sum of millions of squares would be 1e-4 off,
-    and one core alone would make it. Cut like this, it also does not depend on the rest of the batch. Narrow dtypes are
-    widened in blocks that stay in the cache.
+    and one core alone would make it. Cut like this, that of a contiguous sample also does not depend on the rest of the
+    batch. Narrow dtypes are widened in blocks that stay in the cache.
     """
     if not v.is_cpu:
         wide = torch.promote_types(v.dtype, torch.float32)
@@ -335,7 +335,7 @@ def squared_norm(v: torch.Tensor, out: torch.Tensor | None = None, rows: Rows | 
         return torch.square(vector_norm(v, dim=tuple(range(1, v.ndim)), dtype=wide), out=out)
     shape, rest = rows or Rows.of(v.shape)
     if rest:
-        flat = v.reshape(shape[0], -1)
+        flat = v.reshape(shape[0], shape[1] * shape[2] + rest)
         norms = torch.cat([_norms(flat[:, :-rest].unflatten(1, shape[1:])), _norms(flat[:, -rest:].unsqueeze(1))], 1)
     elif shape[1] == 1:
         norms = v.reshape(shape[0], shape[2]).to(torch.promote_types(v.dtype, torch.float32))
@@ -343,6 +343,8 @@ def squared_norm(v: torch.Tensor, out: torch.Tensor | None = None, rows: Rows | 
         norms = _norms(v.reshape(shape))
     if shape[1] >= LONGEST_SUM:
         return squared_norm(norms, out)
+    if out is None:  # always given, since autocast would narrow a new one
+        out = norms.new_empty(shape[0])
     return vecdot(norms, norms, out=out)
 
 
@@ -380,7 +382,7 @@ class _Run:
     d: int = 0
     steps: list[int] = field(default_factory=list)
     power: torch.Tensor | None = None  # (N or more, B)
-    rows: tuple[torch.Tensor, ...] = ()  # of power: to make a view takes as long as a small kernel
+    entries: tuple[torch.Tensor, ...] = ()  # of power, (B,) each: to make a view takes as long as a small kernel
     kind: tuple | None = None  # shape, dtype and device of the last velocity
     cut: Rows | None = None  # of that shape
     gains: list[Any] = field(default_factory=list)
@@ -395,11 +397,22 @@ class _Run:
         """
         with torch.inference_mode(False):  # so that a later step may write into it, in whatever mode
             room = torch.empty(max(steps, 1), *like.shape, dtype=like.dtype, device=like.device)
-            self.keep(room if self.power is None else torch.cat([self.power, room]))
+            self.power = room if self.power is None else torch.cat([self.power, room])
+            self.entries = self.power.unbind()
 
-    def keep(self, power: torch.Tensor) -> None:
-        with torch.inference_mode(False):
-            self.power, self.rows = power, power.unbind()
+    def own_record(self) -> None:
+        """Write from now on into a record that no other run has."""
+        if self.power is not None:
+            with torch.inference_mode(False):
+                self.power = self.power.clone()
+                self.entries = self.power.unbind()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"entries": ()}  # pickled views would be tensors of their own
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.own_record()
 
     def recorded(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Power, and turn if every step has one, each (B, n), on the device of the velocity."""
@@ -457,30 +470,30 @@ class KPERecorder:
 
         Per-token steps are recorded as the power and gain that give the same energies over the schedule's interval.
         """
-        run = self.runs[-1]
-        if v.requires_grad:
-            v = v.detach()
+        run, v = self.runs[-1], v.detach()
         step, kind = len(run.steps), (v.shape, v.dtype, v.device)
-        if kind == run.kind and power is None and token_dt is None and step < len(run.rows):
-            squared_norm(v, run.rows[step], run.cut)
+        if kind == run.kind and power is None and token_dt is None and step < len(run.entries):
+            squared_norm(v, run.entries[step], run.cut)
         else:
             if token_dt is not None:
-                nominal = (sigmas[step_index + 1] - sigmas[step_index]).abs().clamp(min=torch.finfo(torch.float32).tiny)
-                v = v * (token_dt / nominal).sqrt()
+                dt, gain = token_dt.detach(), gain.detach()
+                nominal = (sigmas[step_index + 1] - sigmas[step_index]).detach().abs()
+                v = v * (dt / nominal.clamp(min=torch.finfo(torch.float32).tiny)).sqrt()
                 power = squared_norm(v)
                 gain = torch.where(power > 0, squared_norm(gain * v) / power, 1.0).sqrt()
             elif power is None:
                 power = squared_norm(v)
-            if run.power is not None and run.power.shape[1:] != power.shape:  # another batch without set_timesteps
+            d = math.prod(v.shape[1:])
+            if run.power is not None and (run.power.shape[1:], run.d) != (power.shape, d):
+                # other samples without set_timesteps
                 self.begin(run.settings, run.tau_split, run.invert_sigmas, run.quadrature)
                 run, step = self.runs[-1], 0
-            if step == len(run.rows):
+            if step == len(run.entries):
                 run.make_room(sigmas.shape[0] - 1, power)
-            run.rows[step].copy_(power)
-            run.kind, run.cut = kind, Rows.of(v.shape)
+            entry, run.d, run.cut = run.entries[step], d, Rows.of(v.shape)
+            entry.copy_(power)
+            run.kind = kind if (power.dtype, power.device) == (entry.dtype, entry.device) else None
         run.sigmas = sigmas
-        if not run.steps:
-            run.d = math.prod(v.shape[1:])
         run.steps.append(step_index)
         run.gains.append(gain)
         if self.record_turn and len(run.turn) == len(run.steps) - 1:
@@ -544,8 +557,7 @@ class KPERecorder:
         twin.runs, twin.record_turn = [copy.copy(run) for run in self.runs[-1:]], self.record_turn
         for run in twin.runs:
             run.steps, run.gains, run.turn = list(run.steps), list(run.gains), list(run.turn)
-            if run.power is not None:
-                run.keep(run.power.clone())
+            run.own_record()
         twin.session = self.session
         if self.session is not None:
             self.session.append(twin)

@@ -133,7 +133,7 @@ class KTSSchedulerMixin:
         """
         begin = begin_index if begin_index is not None else getattr(self, "begin_index", None) or 0
         gains = self.gains[begin:]
-        weights = quadrature_weights(self._flow_sigmas()[begin:].cpu(), self._quadrature)
+        weights = quadrature_weights(self._flow_sigmas()[begin:].detach().cpu(), self._quadrature)
         return float((gains * weights).sum() / weights.sum().clamp(min=torch.finfo(torch.float64).tiny))
 
     def _set_shaping(self, touchdown: float | None, **settings: Any) -> None:
@@ -142,7 +142,7 @@ class KTSSchedulerMixin:
             raise ValueError(f"touchdown is {touchdown!r}; give a flow time strictly between 0 and 1, or None for none.")
         self._settings = {"scheduler": type(self).__name__, **settings, "touchdown": touchdown}
         self._gains: list[float] = []
-        self._gains_of: list[float] | None = None  # the levels they were computed of
+        self._gains_of: tuple = (None, None)  # levels and configuration they were computed of
         self._kpe_recorder = KPERecorder()
 
     def _check_configuration(self) -> None:
@@ -161,7 +161,8 @@ class KTSSchedulerMixin:
         return self.sigmas
 
     def _flow_times(self) -> np.ndarray:
-        return flow_times(self._flow_sigmas().detach().cpu().numpy(), self.config.get("invert_sigmas", False), self._marks)
+        levels = self._flow_sigmas().detach().cpu().double().numpy()
+        return flow_times(levels, self.config.get("invert_sigmas", False), self._marks)
 
     def _begin_run(self) -> None:
         given = self.sigmas
@@ -227,17 +228,21 @@ class KTSSchedulerMixin:
         return [1.0 if self._touches_down(times, i) else eta for i, eta in enumerate(etas)]
 
     def _current_gains(self) -> list[float]:
-        """The gains of the current schedule, computed when they are first asked for, and only if a level of it differs from
-        the last one's: calls of a pipeline mostly repeat a schedule."""
+        """The gains of the current schedule, computed when they are first asked for, and only if a level of it, or the
+        configuration, differs from the last one's: calls of a pipeline mostly repeat a schedule."""
         levels = self._levels
         if levels is None:
             raise RuntimeError("there is no schedule yet; call set_timesteps(num_inference_steps) first.")
         if not levels.is_of(self.sigmas):  # a pipeline put a schedule of its own in place, or wrote into ours
             levels = self._read_levels()
-        if levels.numbers is not self._gains_of:
-            if levels.numbers != self._gains_of:
+        known, config = self._gains_of
+        if levels.numbers is not known or self.config is not config:
+            if self.config is not config:  # by register_to_config
+                self._check_configuration()
+                known = None
+            if levels.numbers != known:
                 self._gains = self._compute_gains()
-            self._gains_of = levels.numbers
+            self._gains_of = levels.numbers, self.config
         return self._gains
 
     def _check_step(self, model_output: torch.Tensor, sample: torch.Tensor, index: int | None) -> None:
