@@ -1,5 +1,6 @@
 """Nearest neighbours against brute force, the memorised fraction against its definition."""
 
+import warnings
 from math import comb
 
 import pytest
@@ -195,3 +196,21 @@ def test_paired_difference_looks_at_the_noises_that_differ():
 def test_bad_input_is_refused(call, error, words):
     with pytest.raises(error, match=words):
         call(torch.rand(4, 2))
+
+
+@pytest.mark.parametrize("factor", [255, 2, 1 / 255])
+def test_pixels_on_another_scale_are_told(factor):
+    images = torch.rand(20, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    with pytest.warns(UserWarning, match="where scales differ, no sample is near"):
+        measure_memorization(images, images * factor)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert measure_memorization(images, images * factor, space="features").space == "features"
+        assert measure_memorization(images, images * 0.9).f_mem.n == 20
+
+
+def test_arrays_are_refused_with_the_remedy():
+    images = torch.rand(4, 1, 4, 4)
+    for pair in ((images.numpy(), images), (images, images.numpy())):
+        with pytest.raises(TypeError, match="is ndarray; give a tensor of floats, torch.from_numpy"):
+            measure_memorization(*pair)

@@ -172,6 +172,19 @@ def test_touchdown_of_a_late_start_ends_on_the_data_estimate():
     assert ours.net_displacement() > 0.97
 
 
+def test_a_start_after_the_touchdown_is_refused():
+    """Stable Diffusion 3 counts its strength in steps of the whole schedule; nothing would be run."""
+    pipe = tiny_sd3_img2img()
+    pipe.scheduler = KTSFlowMatchScheduler.from_config(pipe.scheduler.config, **PRESETS["anti_memorization"])
+    call = call_kwargs("sd3") | {"image": torch.rand(1, 3, 32, 32), "num_inference_steps": 20}
+    call.pop("height", None), call.pop("width", None)
+    with pytest.raises(
+        ValueError, match=r"begin at step 18, but the touchdown at t = 0.7 .* to 1. steps and leaves none.*strength"
+    ):
+        pipe(**call, strength=0.1)
+    pipe(**call, strength=0.9)
+
+
 def test_inpainting_keeps_the_known_region_and_shapes_the_rest():
     pipe = _build(FluxInpaintPipeline, _flux_components, 0)
     mask = torch.zeros(1, 1, 32, 32)

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import diffusers_kts
-from diffusers_kts import PRESETS, KTSFlowMatchScheduler
+from diffusers_kts import PRESETS, KTSEulerDiscreteScheduler, KTSFlowMatchScheduler, KTSUniPCMultistepScheduler
 from diffusers_kts.gain import SCHEDULES, Gain
 
 OFF = PRESETS["off"]
@@ -341,3 +341,23 @@ def test_wrong_calls_are_refused_with_the_remedy():
         ours.step(x, timestep, x)
     with pytest.raises(RuntimeError, match="more often"):
         ours.step(x, ours.timesteps[1], x)
+
+
+@pytest.mark.parametrize("cls", [KTSFlowMatchScheduler, KTSUniPCMultistepScheduler, KTSEulerDiscreteScheduler])
+def test_a_scheduler_in_the_place_of_its_configuration_is_told(cls):
+    with pytest.raises(
+        TypeError, match=r"got a FlowMatchEulerDiscreteScheduler; give its configuration, pipe.scheduler.config"
+    ):
+        cls.from_config(FlowMatchEulerDiscreteScheduler())
+
+
+def test_a_mistyped_preset_is_told_with_those_there_are():
+    with pytest.raises(KeyError, match="'anti-memorization' is no preset; choose one of off, .*anti_memorization"):
+        PRESETS["anti-memorization"]
+
+
+def test_a_part_of_the_schedule_table_is_a_table():
+    scheduler = KTSFlowMatchScheduler()
+    scheduler.set_timesteps(5)
+    table = scheduler.schedule_table()
+    assert repr(table[-2:]).splitlines() == [repr(table).splitlines()[i] for i in (0, -2, -1)] and table[0]["step"] == 0

@@ -225,6 +225,8 @@ class KPETrace:
         tensors = {name: getattr(self, name) for name in ("power", "sigmas", "t", "gains", "turn")}
         tensors = {name: value.contiguous() for name, value in tensors.items() if value is not None}
         path = Path(path)
+        if not path.parent.is_dir():
+            raise FileNotFoundError(f"{path.parent} does not exist; make that folder first, or give another path.")
         partial = path.with_name(f".{path.name}.partial")
         partial.write_bytes(save(tensors, metadata=metadata))
         partial.replace(path)

@@ -11,6 +11,7 @@ lie at the same distance from every sample, so d1 / d2 = 1 would hide that it wa
 """
 
 import hashlib
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -19,6 +20,7 @@ import torch
 from scipy.stats import binomtest
 
 THRESHOLD = 1 / 3
+APART = 1.8  # ratio of the ranges of samples and training images from which they are told to be on different scales
 CHUNK_SIZE = 4096
 _SPARE = 16  # candidates beyond k, so that the bound separates nearly every sample
 _BLOCK = 1024  # samples held against a chunk at a time
@@ -50,13 +52,7 @@ def nearest_neighbours(
     Raises:
         TypeError: not floating point. ValueError: shapes that do not match, too few training images, ``chunk_size`` < 1.
     """
-    for name, images in (("samples", samples), ("training", training)):
-        if not images.is_floating_point():
-            raise TypeError(f"{name} is {images.dtype}; give floating-point images, both on the same scale (uint8 / 255).")
-    if samples.shape[1:] != training.shape[1:]:
-        raise ValueError(
-            f"samples are {tuple(samples.shape[1:])}, training images {tuple(training.shape[1:])}; give the same shape."
-        )
+    _check_images(samples, training)
     if not 1 <= k <= len(training):
         raise ValueError(f"k is {k} for {len(training)} training images; give a k from 1 to that number.")
     if chunk_size < 1:
@@ -70,6 +66,31 @@ def nearest_neighbours(
         if len(rest):
             distances[rest], indices[rest] = _search_all(x[rest], y, k, chunk_size)
     return distances, indices
+
+
+def _check_images(samples: torch.Tensor, training: torch.Tensor) -> None:
+    for name, images in (("samples", samples), ("training", training)):
+        if not isinstance(images, torch.Tensor):
+            raise TypeError(f"{name} is {type(images).__name__}; give a tensor of floats, torch.from_numpy(...).float().")
+        if not images.is_floating_point():
+            raise TypeError(f"{name} is {images.dtype}; give floating-point images, both on the same scale (uint8 / 255).")
+    if samples.shape[1:] != training.shape[1:]:
+        raise ValueError(
+            f"samples are {tuple(samples.shape[1:])}, training images {tuple(training.shape[1:])}; give the same shape."
+        )
+
+
+def _warn_of_scales(samples: torch.Tensor, training: torch.Tensor) -> None:
+    if not samples.numel() or not training.numel():
+        return
+    (low, high), (from_, to) = ((float(x.min()), float(x.max())) for x in (samples, training))
+    if high - low > APART * (to - from_) or to - from_ > APART * (high - low):
+        warnings.warn(
+            f"samples lie between {low:.3g} and {high:.3g}, training images between {from_:.3g} and {to:.3g}; where scales "
+            "differ, no sample is near a training image. Bring both to one scale, such as 0 to 1.",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def _shortlist(x: torch.Tensor, y: torch.Tensor, k: int, chunk_size: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -319,7 +340,12 @@ def measure_memorization(
 
     Raises:
         TypeError, ValueError: as `nearest_neighbours` and `memorized`, or fewer than two distinct training images.
+
+    Warns of pixels on different scales, which would never be near.
     """
+    _check_images(samples, training)
+    if space == "pixels":
+        _warn_of_scales(samples, training)
     if distinct is None:
         distinct = distinct_images(training)
     if len(distinct) < 2:

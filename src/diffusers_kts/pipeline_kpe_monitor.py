@@ -99,6 +99,13 @@ class KPEMonitorPipeline:
     kpe_traces: list[KPETrace] = []
     record_turn: bool = False
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        if cls is KPEMonitorPipeline:
+            raise TypeError(
+                "a monitored pipeline is made of another: KPEMonitorPipeline.from_pipe(pipe), .from_pretrained(path)."
+            )
+        return super().__new__(cls)
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if cls.__call__ is KPEMonitorPipeline.__call__ and issubclass(cls, PIPELINES):

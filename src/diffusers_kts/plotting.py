@@ -59,7 +59,8 @@ def plot_power(traces: Mapping[str, KPETrace], ax: Axes | None = None) -> Axes:
         for axes in (ax, below):
             axes.axvline(tau, color="0.45", linewidth=1, linestyle=":")
         ax.text(tau, 0.98, f" tau_split = {tau:g}", color="0.35", va="top", transform=ax.get_xaxis_transform(), fontsize=9)
-    ax.set(ylabel="power (squared speed of a sample)", title="Power along the path (median, 10-90 % band)", ylim=(0, None))
+    ax.set(ylabel="power (squared speed of a sample)", title="Power along the path (median, 10-90 % band)")
+    ax.set_ylim(0, 1.12 * ax.get_ylim()[1])  # room for the marks, also above a constant power
     ax.tick_params(labelbottom=False)
     ax.legend(frameon=False, fontsize=9)
     below.set(xlim=(0, 1), xlabel="flow time t   (0 noise, 1 image)", ylabel="gain eta")

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers import SchedulerMixin
 from diffusers.configuration_utils import register_to_config
 
 from .gain import Gain, flow_times, is_number, noise_level
@@ -24,10 +25,25 @@ SHAPING = ("alpha_0", "beta_0", "tau_split", "k", "early_schedule", "late_schedu
 class ScheduleTable(list):
     """Rows (dictionaries) of a KTS scheduler's `schedule_table`; prints as a table, and `pandas.DataFrame` takes it."""
 
+    def __getitem__(self, index: Any) -> Any:
+        rows = super().__getitem__(index)
+        return ScheduleTable(rows) if isinstance(index, slice) else rows
+
     def __repr__(self) -> str:
         lines = [f"{'step':>4} {'sigma':>9} {'t':>8} {'eta':>9}  phase"]
         lines += [f"{r['step']:>4} {r['sigma']:>9.5f} {r['t']:>8.5f} {r['eta']:>9.6f}  {r['phase']}" for r in self]
         return "\n".join(lines)
+
+
+def has_settings(config: Any) -> bool:
+    """Whether this is a mapping of settings; it may also be a path, or None.
+
+    Raises:
+        TypeError: a scheduler was given instead of its configuration.
+    """
+    if isinstance(config, SchedulerMixin):
+        raise TypeError(f"from_config got a {type(config).__name__}; give its configuration, pipe.scheduler.config.")
+    return hasattr(config, "items")
 
 
 def shaped_init(parent: Any, **more: Any) -> Callable[..., None]:
@@ -79,8 +95,9 @@ class KTSSchedulerMixin:
         """As in diffusers, but a setting that does not exist is refused: a mistyped ``alpha0`` would change nothing.
 
         Raises:
-            TypeError: unknown setting.
+            TypeError: unknown setting, or a scheduler instead of its configuration.
         """
+        has_settings(config)
         kwargs.pop("variant", None)  # modular pipelines name it for every component, and a scheduler has none
         known = set(inspect.signature(cls.__init__).parameters) - {"self"}
         for name in kwargs:
@@ -116,7 +133,8 @@ class KTSSchedulerMixin:
         self._kpe_recorder.record_turn = bool(value)
 
     def schedule_table(self) -> ScheduleTable:
-        """What happens at each network evaluation: step, sigma, t, eta and phase (launch, landing, touchdown)."""
+        """What is planned for each network evaluation of the schedule: step, sigma, t, eta and phase (launch, landing,
+        touchdown). A late start runs the last of them; the gains used are in `kpe`."""
         gains, table, t = self._current_gains(), ScheduleTable(), self._flow_times()[:-1].tolist()
         for i, sigma in enumerate(self.sigmas[:-1].tolist()):
             phase = "launch" if t[i] < self._gain.tau_split else "landing"
@@ -144,6 +162,15 @@ class KTSSchedulerMixin:
         self._gains: list[float] = []
         self._gains_of: tuple = (None, None)  # levels and configuration they were computed of
         self._kpe_recorder = KPERecorder()
+
+    def _check_begin(self, begin_index: int) -> None:
+        """Refuse to begin where the touchdown has left no step: the pipeline would fail on empty latents, or return them."""
+        t_d, steps = self.config.touchdown, len(self.timesteps)
+        if t_d is not None and begin_index and begin_index >= steps:
+            raise ValueError(
+                f"the run would begin at step {begin_index}, but the touchdown at t = {t_d:g} cuts the schedule to {steps} "
+                "steps and leaves none. Raise the pipeline's strength, or set touchdown=None."
+            )
 
     def _check_configuration(self) -> None:
         """Refuse what cannot be shaped, with the remedy."""

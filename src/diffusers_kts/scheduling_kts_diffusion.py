@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from .coordinates import is_known, shaped_step, velocity, wide_dtype
-from .scheduling_kts_base import KTSSchedulerMixin
+from .scheduling_kts_base import KTSSchedulerMixin, has_settings
 
 
 class KTSDiffusionMixin(KTSSchedulerMixin):
@@ -25,7 +25,7 @@ class KTSDiffusionMixin(KTSSchedulerMixin):
         Raises:
             TypeError: unknown setting. ValueError: the model is a flow-matching one.
         """
-        if hasattr(config, "items") and (config.get("use_flow_sigmas") or "beta_schedule" not in config):
+        if has_settings(config) and (config.get("use_flow_sigmas") or "beta_schedule" not in config):
             raise ValueError(
                 f"the configuration of {config.get('_class_name', 'this scheduler')} is flow matching or unknown; "
                 "use KTSFlowMatchScheduler."

@@ -14,7 +14,7 @@ from .fused import fused_step
 from .gain import exceeds_one, flow_times, snap
 from .host_copy import HostCopy, counted
 from .kpe import token_intervals
-from .scheduling_kts_base import KTSSchedulerMixin, shaped_init
+from .scheduling_kts_base import KTSSchedulerMixin, has_settings, shaped_init
 from .standing import StandingSchedule, as_tuple
 
 
@@ -42,7 +42,8 @@ class KTSFlowMatchScheduler(KTSSchedulerMixin, FlowMatchEulerDiscreteScheduler):
         late_schedule (`str`, defaults to "exponential"): "linear", "constant" or "exponential".
         touchdown (`float`, *optional*): flow time, in (0, 1), from which one whole step (eta = 1) goes to the data
             estimate ``x + (1 - t) v``. The schedule is cut there, so the network is called less often, never more: a
-            touchdown after the last grid point changes nothing. A pipeline's `strength` counts steps of the cut schedule.
+            touchdown after the last grid point changes nothing. `strength` of a pipeline that passes sigmas (FLUX)
+            counts steps of the cut schedule, elsewhere (SD3) those of the whole one, of which the late ones are cut.
 
     All other arguments are those of `FlowMatchEulerDiscreteScheduler`.
 
@@ -74,7 +75,7 @@ class KTSFlowMatchScheduler(KTSSchedulerMixin, FlowMatchEulerDiscreteScheduler):
         Raises:
             TypeError: unknown setting. ValueError: the configuration belongs to a model that predicts no flow velocity.
         """
-        if hasattr(config, "items"):
+        if has_settings(config):
             config = dict(config)
             if config.get("_class_name") == "MiniMaxH3Scheduler":
                 raise ValueError(
@@ -127,6 +128,11 @@ class KTSFlowMatchScheduler(KTSSchedulerMixin, FlowMatchEulerDiscreteScheduler):
         """The multistep schedulers put a flow model on ``sigma / (1 + sigma)`` of Karras' levels (Cosmos 2.5: 200 to 0.01)."""
         sigmas = super()._convert_to_karras(in_sigmas, num_inference_steps)
         return flow_sigma(sigmas) if self.config.get("use_flow_sigmas") else sigmas
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """As the parent's; refuses a begin that the touchdown leaves no step for."""
+        self._check_begin(begin_index)
+        super().set_begin_index(begin_index)
 
     def index_for_timestep(self, timestep: Any, schedule_timesteps: torch.Tensor | None = None) -> int:
         try:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from .coordinates import levels, scales, velocity, wide_dtype
-from .scheduling_kts_base import KTSSchedulerMixin
+from .scheduling_kts_base import KTSSchedulerMixin, has_settings
 
 
 class KTSMultistepMixin(KTSSchedulerMixin):
@@ -30,7 +30,7 @@ class KTSMultistepMixin(KTSSchedulerMixin):
         Raises:
             TypeError: unknown setting. ValueError: the schedule counts upwards, which multistep solvers cannot.
         """
-        if hasattr(config, "items") and "shift" in config and "beta_schedule" not in config:
+        if has_settings(config) and "shift" in config and "beta_schedule" not in config:
             config = dict(config)
             if config.get("invert_sigmas"):
                 raise ValueError(f"invert_sigmas=True is not supported by {cls.__name__}; use KTSFlowMatchScheduler.")

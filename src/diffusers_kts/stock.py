@@ -13,7 +13,8 @@ def save_with_stock_scheduler(
     `FlowMatchEulerDiscreteScheduler` (for Heun too), `UniPCMultistepScheduler`, `DDIMScheduler` and so on.
 
     Our settings stay in the saved configuration as extra keys, so ``KTSFlowMatchScheduler.from_config(pipe.scheduler.config)``
-    brings the shaping back. The pipeline in memory is left as it is. ``kwargs`` go to `save_pretrained`.
+    brings the shaping back; diffusers warns that it ignores them, which is so. The pipeline in memory is left as it is.
+    ``kwargs`` go to `save_pretrained`.
     """
     scheduler = pipeline.scheduler
     stock: Any = next(cls for cls in type(scheduler).__mro__ if cls.__module__.startswith("diffusers.schedulers."))
