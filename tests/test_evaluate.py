@@ -232,6 +232,16 @@ def test_reference_files_of_other_programs(inputs, tmp_path):
         (["out", "--statistics", "stats.txt"], "ends in .npz"),
         (["out", "--metrics", "kpe", "--statistics", "new.npz"], "no statistics to save"),
         (["out", "--metrics", "kpe", "--output", "few.npy"], "is a file"),
+        (["out", "--metrics", "kpe"], "evaluation.json exists; add --overwrite"),
+        (
+            ["out", "--reference", "small.npy"],
+            "nothing can be measured against small.npy.",
+        ),
+        (["out", "--reference", "stats.npz", "--statistics", "stats.npz"], "stats.npz is to be measured and to be written"),
+        (
+            ["out", "--metrics", "fd", "--reference", "real.npy", "--statistics", "adm.npz", "--output", "new"],
+            "adm.npz exists; add --overwrite",
+        ),
         (["out", "--metrics", "kpe", "--output", "/proc/no"], "give another folder with --output"),
         (["out", "--device", "abacus"], "device 'abacus' cannot be used"),
     ],
@@ -244,6 +254,14 @@ def test_bad_input_ends_with_one_sentence_and_loses_nothing(kts, inputs, tmp_pat
     code, _, err = kts("evaluate", *args)
     assert code == 2 and words in err and "Traceback" not in err
     assert [path.read_text() for path in (tmp_path / "kts-evaluation").iterdir()] == ["of an earlier run"]
+
+
+def test_an_earlier_evaluation_is_replaced_on_request_only(kts, inputs, tmp_path):
+    arguments = ["evaluate", inputs / "out", "--metrics", "fd", "--reference", inputs / "real.npy", "--statistics", "s.npz"]
+    assert kts(*arguments)[0] == 0
+    before = (tmp_path / "kts-evaluation" / REPORT).read_bytes()
+    assert kts(*arguments)[0] == 2 and (tmp_path / "kts-evaluation" / REPORT).read_bytes() == before
+    assert kts(*arguments, "--overwrite")[0] == 0
 
 
 def test_a_picture_that_cannot_be_decoded_loses_nothing(kts, tmp_path):

@@ -26,6 +26,7 @@ from diffusers_kts.generation import progress
 from diffusers_kts.generation.model import find_model, fingerprint
 from diffusers_kts.generation.prompts import Prompt, column_types, read_prompts
 from diffusers_kts.generation.settings import GenerateSettings
+from diffusers_kts.presets import PRESETS, Preset
 
 SMALL = ["--num-prompts", 4, "--steps", 2]
 
@@ -312,3 +313,17 @@ def test_the_examples_are_readable():
     config = load_config_from_file(str(folder / "two_nodes.yaml"))
     assert (config.num_machines, config.num_processes) == (2, 16)
     subprocess.run(["bash", "-n", folder / "slurm_array.sh"], check=True)
+
+
+def test_a_tuned_preset_is_taken_from_its_file(tmp_path):
+    path = tmp_path / "preset.json"
+    Preset("tuned", "kts tune", 12, alpha_0=0.02, touchdown=0.9).save(path)
+    taken = GenerateSettings(output="out", preset=str(path), beta_0=0.01)
+    assert taken.steps == 12 and taken.preset is None
+    assert taken.shaping == PRESETS["off"] | {"alpha_0": 0.02, "touchdown": 0.9, "beta_0": 0.01}
+    assert GenerateSettings(output="out", preset=str(path), steps=7).steps == 7
+    path.write_text("{}")
+    with pytest.raises(ValueError, match="is no preset"):
+        GenerateSettings(output="out", preset=str(path))
+    with pytest.raises(FileNotFoundError, match=r"gone.json does not exist"):
+        GenerateSettings(output="out", preset="gone.json")

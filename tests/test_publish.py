@@ -25,7 +25,7 @@ CARDS = ROOT / "model_cards"
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "dataset"])
 def test_cards_are_what_the_results_say(kind):
-    assert (CARDS / f"{kind}.md").read_text() == card(kind, RESULTS).text, f"run kts card {kind}"
+    assert (CARDS / f"{kind}.md").read_text() == card(kind, RESULTS).text, f"run kts card --overwrite {kind}"
     for picture in card(kind, RESULTS).pictures:
         assert (CARDS / picture).stat().st_size < 300_000
     assert not unsourced_numbers((CARDS / f"{kind}.md").read_text(), RESULTS.glob("*.json"))
@@ -70,6 +70,15 @@ def test_a_number_without_a_source_is_refused(kts, tmp_path):
     assert code == 2 and "memorising / presets" in err and not (tmp_path / "model_cards").exists()
     code, _, err = kts("card", "scheduler", "--results", tmp_path)
     assert code == 2 and "embedded_models.json is missing" in err
+
+
+def test_a_card_is_replaced_on_request_only(kts, tmp_path):
+    (tmp_path / "model_cards").mkdir()
+    (tmp_path / "model_cards/scheduler.md").write_text("mine")
+    code, _, err = kts("card", "scheduler", "--results", RESULTS)
+    assert code == 2 and "scheduler.md exists; add --overwrite" in err
+    assert (tmp_path / "model_cards/scheduler.md").read_text() == "mine"
+    assert kts("card", "scheduler", "--results", RESULTS, "--overwrite")[0] == 0
 
 
 def test_figures_are_held_against_their_source(tmp_path):

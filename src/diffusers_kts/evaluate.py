@@ -71,6 +71,7 @@ def evaluate(
     kid_subset_size: int = 1000,
     statistics: Path | str | None = None,
     output: Path | str | None = None,
+    overwrite: bool = False,
     device: str = "auto",
     batch_size: int = 64,
     show_progress: bool = True,
@@ -89,12 +90,13 @@ def evaluate(
         kid_subset_size: images in each of KID's subsets.
         statistics (*optional*): ``.npz`` to write the statistics of the reference's features to.
         output (*optional*): folder for ``evaluation.json`` and ``samples.parquet``; nothing is written without it.
+        overwrite: whether these files may replace those of an earlier evaluation. What is measured is never written to.
         device: "auto" is a GPU where there is one.
         batch_size: images at a time.
 
     Raises:
         ValueError: bad settings, unreadable or too few images, or a metric that was asked for lacks something: what, and where
-            to put it. OSError: ``output`` cannot be written to.
+            to put it. OSError: ``output`` cannot be written to, or holds an evaluation.
     """
     numbers = (("image_size", image_size, 1), ("kid_subset_size", kid_subset_size, 2), ("batch_size", batch_size, 1))
     for name, number, least in numbers:
@@ -104,6 +106,12 @@ def evaluate(
         raise NotADirectoryError(f"{output} is a file; give a folder with --output.")
     if statistics is not None and Path(statistics).suffix != ".npz":
         raise ValueError(f"statistics is {str(statistics)!r}; give a file that ends in .npz.")
+    files = [] if output is None else [Path(output) / REPORT, Path(output) / SAMPLES]
+    files += [] if statistics is None else [Path(statistics)]
+    read = [Path(given).resolve() for given in (images, reference, training_images) if given is not None]
+    for file in files:
+        if file.resolve() in read:
+            raise ValueError(f"{file} is to be measured and to be written; give another file to write.")
     where = usable_device(device)
     samples = open_images(Path(images), image_size)
     training = None
@@ -116,6 +124,9 @@ def evaluate(
     plan = make_plan(inputs, wanted, {name: None if c is None else str(c) for name, c in choices.items()}, where)
     if statistics is not None and not plan.compared:
         raise ValueError("there are no statistics to save; give the images of a --reference, and a metric that needs them.")
+
+    if not overwrite and (there := [file for file in files if file.exists()]):
+        raise FileExistsError(f"{there[0]} exists; add --overwrite, or give another file or folder.")
 
     # begun before the work, so that a folder that cannot be written to is known by then
     with nullcontext() if output is None else written_together(Path(output), [REPORT, SAMPLES]) as partial:
@@ -139,9 +150,7 @@ def evaluate(
         if partial is not None:
             pq.write_table(pa.table(rows), partial / SAMPLES)
             (partial / REPORT).write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
-    files = [] if output is None else [Path(output) / REPORT, Path(output) / SAMPLES]
     if statistics is not None:
-        files.append(Path(statistics))
         save_statistics(Path(statistics), {name: known.statistics[name] for name in plan.compared})
     return Evaluation(found, correlations, rows, notes, report, files)
 

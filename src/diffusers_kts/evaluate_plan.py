@@ -126,6 +126,8 @@ def make_plan(inputs: Inputs, metrics: Sequence[str], choices: Mapping[str, str 
             plan.compared.add(kind)
     if plan.left_out and (not auto or not plan.metrics):
         raise ValueError(" ".join(plan.sentences()))
+    if auto and inputs.reference is not None and not any(name in SPACE and name != "is" for name in plan.metrics):
+        raise ValueError(f"nothing can be measured against {inputs.reference.path}. {' '.join(plan.sentences())}")
     return plan
 
 

@@ -16,6 +16,7 @@ def card(
         "benchmarks/results"
     ),
     output: Annotated[Path, typer.Option(help="Folder for the cards.")] = Path("model_cards"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace cards that are there.")] = False,
 ) -> None:
     """Write the cards. A number that was not measured is refused."""
     from diffusers.utils.logging import disable_progress_bar
@@ -23,6 +24,9 @@ def card(
     from ..publishing.cards import KINDS, card, write_card
 
     disable_progress_bar()
+    for kind in kinds or KINDS:
+        if not overwrite and (there := output / f"{kind}.md").exists():
+            raise FileExistsError(f"{there} exists; add --overwrite, or give another --output.")
     cards = [card(kind, results) for kind in kinds or KINDS]
     for each in cards:
         places = [output / f"{each.kind}.md"]

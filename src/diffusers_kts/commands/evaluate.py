@@ -34,6 +34,7 @@ def evaluate(
     kid_subset_size: Annotated[int, typer.Option(help="Images in each of KID's 100 subsets.")] = 1000,
     statistics: Annotated[Path | None, typer.Option(help="Also save the reference's statistics in this .npz file.")] = None,
     output: Annotated[Path, typer.Option(help="Folder for evaluation.json and samples.parquet.")] = Path("kts-evaluation"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the files of an earlier evaluation.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
     batch_size: Annotated[int, typer.Option(help="Images at a time.")] = 64,
 ) -> None:
@@ -54,6 +55,7 @@ def evaluate(
         kid_subset_size=kid_subset_size,
         statistics=statistics,
         output=output,
+        overwrite=overwrite,
         device=device,
         batch_size=batch_size,
     )

@@ -17,6 +17,7 @@ def generate(**options: Any) -> None:
     machines it gives the same files. Exit codes: 0 complete; 2 refused before anything was written, or the upload failed;
     3 not complete (blocks that failed are named). accelerate's launcher turns any code but 0 into 1.
     """
+    from accelerate import PartialState
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
@@ -27,6 +28,7 @@ def generate(**options: Any) -> None:
     config = options.pop("config")
     settings = GenerateSettings.load(config, **{name: value for name, value in options.items() if value is not None})
     result = run_generate(settings)
+    PartialState().destroy_process_group()  # whose threads, left running, now and then abort the process at its end
     if not result.main:
         return  # with code 0, whatever happened: a launcher would end the other ranks
     for line in [*result.plan, *result.lines]:

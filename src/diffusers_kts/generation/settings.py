@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from ..presets import PRESETS
+from ..presets import PRESETS, Preset, load_preset
 
 SHAPING = tuple(PRESETS["off"])
 FORMATS = ("imagefolder", "webdataset", "parquet")
@@ -74,7 +74,10 @@ class GenerateSettings:
     num_prompts: int | None = setting(None, "Take the first so many prompts; class labels go round.", identity=False)
     images_per_prompt: int = setting(1, "Samples (or, with --keep-top, candidates) of each prompt.")
     negative_prompt: str | None = setting(None, "Negative prompt of every sample.")
-    preset: str | None = setting(None, f"KTS preset: {', '.join(PRESETS)}; without one the model's own scheduler is kept.")
+    preset: str | None = setting(
+        None,
+        f"KTS preset: {', '.join(PRESETS)}, or the preset.json of kts tune; without one the model's own scheduler is kept.",
+    )
     alpha_0: float | None = setting(None, "KTS: strength of the launch.")
     beta_0: float | None = setting(None, "KTS: strength of the landing.")
     tau_split: float | None = setting(None, "KTS: flow time where the landing begins.")
@@ -126,8 +129,12 @@ class GenerateSettings:
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(allowed)}.")
-        if self.preset is not None and self.preset not in PRESETS:
-            raise ValueError(f"preset is {self.preset!r}; choose one of {', '.join(PRESETS)}.")
+        if self.preset is not None and self.preset.endswith(".json"):
+            self._take(load_preset(self.preset))
+        elif self.preset is not None and self.preset not in PRESETS:
+            raise ValueError(
+                f"preset is {self.preset!r}; choose one of {', '.join(PRESETS)}, or give the preset.json of kts tune."
+            )
         sources = [name for name in ("prompts", "dataset", "class_labels") if getattr(self, name) is not None]
         if len(sources) > 1:
             raise ValueError(f"{sources[0]} and {sources[1]} are both given; give one of them.")
@@ -143,6 +150,12 @@ class GenerateSettings:
             KTSFlowMatchScheduler.from_config({}, **self.shaping)
         self._check_selection()
         self.part  # noqa: B018 (raises)
+
+    def _take(self, preset: Preset) -> None:
+        """The settings of a file in the place of its name, to be kept with the output; what is given goes before."""
+        for name, value in {**preset, "steps": preset.num_inference_steps, "preset": None}.items():
+            if name == "preset" or getattr(self, name) is None:
+                object.__setattr__(self, name, value)
 
     def _check_selection(self) -> None:
         if self.keep_top is not None and self.keep_top > self.images_per_prompt:

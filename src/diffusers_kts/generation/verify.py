@@ -50,11 +50,15 @@ class Inspection:
             samples = f"samples {plan.block(first).start} to {plan.block(last).stop - 1}"
             lines.append(f"missing: {'block ' + str(first) if first == last else f'blocks {first} to {last}'} ({samples}).")
         if not self.tables_good:
-            lines.append("the tables made of all blocks (metadata.jsonl) are missing, old or damaged.")
+            name = " (metadata.jsonl)" if self.manifest.identity["format"] == "imagefolder" else ""
+            lines.append(f"the tables made of all blocks{name} are missing, old or damaged.")
         if self.strangers:
             more = f" and {len(self.strangers) - SHOWN} more" if len(self.strangers) > SHOWN else ""
             lines.append(f"of no block here: {', '.join(self.strangers[:SHOWN])}{more}.")
-        lines.append("Complete." if self.complete else "Not complete: run kts generate again with the same settings.")
+        again = "run kts generate again with the same settings"
+        if self.damaged or not self.tables_good:
+            again += " and --recheck"  # without it, files are known by their size
+        lines.append("Complete." if self.complete else f"Not complete: {again}.")
         return lines
 
 

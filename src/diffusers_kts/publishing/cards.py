@@ -75,7 +75,7 @@ def card(kind: str, results: Path) -> Card:
         autoescape=False,  # noqa: S701 (Markdown)
     )
     training = {name: _training(name) for name in NAMES}
-    text = environment.get_template(f"{kind}.md").render(measured=measured, training=training, **_versions())
+    text = environment.get_template(f"{kind}.md").render(measured=measured, training=training, **_versions(kind))
     pictures = {f"{kind}.png": lambda path: draw_gallery(kind, path)} if kind in NAMES else {}
     return Card(kind, text, tuple(results / name for name in measured.read), pictures)
 
@@ -137,9 +137,9 @@ def _training(name: str) -> dict[str, Any]:
     return json.loads((embedded_model(name) / "training.json").read_text())
 
 
-def _versions() -> dict[str, str]:
+def _versions(kind: str) -> dict[str, str]:
     from importlib.metadata import version
 
     from .. import __version__
 
-    return {"version": __version__, "gradio": version("gradio")}
+    return {"version": __version__} | ({"gradio": version("gradio")} if kind == "space" else {})

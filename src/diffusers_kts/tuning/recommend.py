@@ -108,6 +108,8 @@ def verdict(setting: Setting | None, comparisons: Sequence[Comparison], samples:
             f"fresh samples: {figures}. Keep plain sampling."
         )
     sentences = [words]
+    if any(c.finding == "no significant difference" and c.low * c.high > 0 for c in comparisons):
+        sentences.append("Of F_mem the exact McNemar test decides; the interval is from a bootstrap and may differ from it.")
     if is_recommended(comparisons) and any(c.finding != "better" and c.low < c.high for c in comparisons):
         sentences.append("Where an objective is not better, the interval says what the setting may cost.")
     if look:
