@@ -478,7 +478,7 @@ class KPERecorder:
             squared_norm(v, run.entries[step], run.cut)
         else:
             if token_dt is not None:
-                dt, gain = token_dt.detach(), gain.detach()
+                dt, gain = token_dt.detach(), torch.as_tensor(gain).detach()
                 nominal = (sigmas[step_index + 1] - sigmas[step_index]).detach().abs()
                 v = v * (dt / nominal.clamp(min=torch.finfo(torch.float32).tiny)).sqrt()
                 power = squared_norm(v)
