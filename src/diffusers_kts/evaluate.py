@@ -124,7 +124,6 @@ def evaluate(
     plan = make_plan(inputs, wanted, {name: None if c is None else str(c) for name, c in choices.items()}, where)
     if statistics is not None and not plan.compared:
         raise ValueError("there are no statistics to save; give the images of a --reference, and a metric that needs them.")
-
     if not overwrite and (there := [file for file in files if file.exists()]):
         raise FileExistsError(f"{there[0]} exists; add --overwrite, or give another file or folder.")
 

@@ -153,8 +153,9 @@ class GenerateSettings:
 
     def _take(self, preset: Preset) -> None:
         """The settings of a file in the place of its name, to be kept with the output; what is given goes before."""
-        for name, value in {**preset, "steps": preset.num_inference_steps, "preset": None}.items():
-            if name == "preset" or getattr(self, name) is None:
+        object.__setattr__(self, "preset", None)
+        for name, value in (preset | {"steps": preset.num_inference_steps}).items():
+            if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
 
     def _check_selection(self) -> None:
