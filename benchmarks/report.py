@@ -14,8 +14,8 @@ import torch
 HERE = Path(__file__).parent
 SECTIONS = {
     "paper_tables": "The paper's tables on Fashion-MNIST",
-    "frontier": "Quality against memorisation: KTS, touchdown, fewer steps",
-    "memorization_score": "A memorisation score from the trajectory alone",
+    "frontier": "Quality against memorization: KTS, touchdown, fewer steps",
+    "memorization_score": "A memorization score from the trajectory alone",
     "tuning": "Settings that kts tune recommends",
     "adaptive": "Gains by the sample: energy budget and turning",
     "performance_table": "What shaping and measuring cost",

@@ -21,7 +21,7 @@ def main() -> None:
     parser.add_argument("--output", default="best_of_n.png")
     args = parser.parse_args()
 
-    pipe = ClassConditionalFlowPipeline.from_pretrained(embedded_model("generalising"))
+    pipe = ClassConditionalFlowPipeline.from_pretrained(embedded_model("generalizing"))
     pipe = KPEMonitorPipeline.from_pipe(pipe)
     labels = list(range(pipe.num_classes))
     out = pipe(

@@ -2,16 +2,16 @@ r"""Train a small class-conditional flow-matching transformer on Fashion-MNIST a
 
 This is the script behind the two models that ship inside ``diffusers_kts``:
 
-    # every training image: the generalising model
-    python examples/train_fashion_mnist.py --data fashion_mnist.npz --output runs/generalising --updates 18000
+    # every training image: the generalizing model
+    python examples/train_fashion_mnist.py --data fashion_mnist.npz --output runs/generalizing --updates 18000
 
-    # the first n training images only, no label dropout, long enough: the memorising model. It was carried on twice, each
+    # the first n training images only, no label dropout, long enough: the memorizing model. It was carried on twice, each
     # time in the same folder, until its F_mem was that of the paper's model
-    memorising="--data fashion_mnist.npz --output runs/memorising --num-images 1024 --label-dropout 0 \
+    memorizing="--data fashion_mnist.npz --output runs/memorizing --num-images 1024 --label-dropout 0 \
         --patch-size 14 --hidden-size 256 --num-layers 3"
-    python examples/train_fashion_mnist.py $memorising --updates 34000 --stop-after 30000
-    python examples/train_fashion_mnist.py $memorising --updates 48000
-    python examples/train_fashion_mnist.py $memorising --updates 56000
+    python examples/train_fashion_mnist.py $memorizing --updates 34000 --stop-after 30000
+    python examples/train_fashion_mnist.py $memorizing --updates 48000
+    python examples/train_fashion_mnist.py $memorizing --updates 56000
 
 ``--data`` takes an ``.npz`` with ``x_train`` (n, 28, 28) uint8 and ``y_train`` (n,), or ``hub``, which downloads
 ``zalando-datasets/fashion_mnist`` with the ``datasets`` library. Stop the script at any time: started again with the same

@@ -23,9 +23,10 @@ for name in ("nms", "qnms"):
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3  # noqa: E402
 from torch_fidelity.fidelity import main as fidelity_command  # noqa: E402
 
-from diffusers_kts import cli, fidelity  # noqa: E402
-from diffusers_kts.features import feature_space  # noqa: E402
-from diffusers_kts.frechet import FeatureStatistics  # noqa: E402
+from diffusers_kts import cli  # noqa: E402
+from diffusers_kts.features import inception as fidelity  # noqa: E402
+from diffusers_kts.features.feature_space import feature_space  # noqa: E402
+from diffusers_kts.features.frechet import FeatureStatistics  # noqa: E402
 
 SUBSET = 8
 

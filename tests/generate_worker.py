@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from diffusers_kts.generate import run_generate
-from diffusers_kts.generation.drawing import Drawing
-from diffusers_kts.generation.settings import GenerateSettings
+from diffusers_kts.generate.drawing import Drawing
+from diffusers_kts.generate.settings import GenerateSettings
 
 CONTEXT = multiprocessing.get_context("forkserver")
 

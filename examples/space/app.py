@@ -4,7 +4,7 @@ import os
 
 from diffusers_kts.space.app import build, launch_options
 
-demo = build(os.environ.get("KTS_MODEL", "memorising"))
+demo = build(os.environ.get("KTS_MODEL", "memorizing"))
 
 if __name__ == "__main__":
     demo.queue(max_size=32).launch(**launch_options())

@@ -1,0 +1,190 @@
+"""What an audit finds in its samples: memorization, quality, energies, and whether a trajectory tells what is memorized."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from sklearn.metrics import roc_auc_score
+
+from ..features.feature_space import FeatureSpace
+from ..features.frechet import FeatureStatistics, PrecisionRecall, frechet_distance, precision_recall
+from ..kpe.trace import SETTLED, KPETrace
+from ..memorization.controls import net_displacement
+from ..memorization.fraction import (
+    Memorization,
+    MemorizedFraction,
+    PairedDifference,
+    bootstrap_interval,
+    distinct_images,
+    measure_memorization,
+    paired_difference,
+)
+from .sampling import SAMPLERS
+
+MANIFOLD_K = 3  # nearest neighbor that sets the radius in precision and recall, the paper's
+Z = 1.96  # of a 95 % interval
+_DECILES = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
+# a number per sample and trajectory, (B,); higher means nothing by itself: the AUC says which way it leans
+STATISTICS: dict[str, Callable[[KPETrace], torch.Tensor]] = {
+    "path energy": lambda trace: trace.path_energy.total,
+    "early energy": lambda trace: trace.path_energy.early,
+    "late energy": lambda trace: trace.path_energy.late,
+    "late share of energy": lambda trace: trace.path_energy.late / trace.path_energy.total,
+    "peak power": lambda trace: trace.path_power.amax(1),
+    "last power": lambda trace: trace.path_power[:, -1],
+    "late change of the data estimate": lambda trace: trace.estimate_change(SETTLED),
+    "settling": lambda trace: trace.settling,
+}
+
+
+@dataclass(frozen=True)
+class Separation:
+    """How well a statistic tells memorized samples (more of it) from others: ``auc`` .5 is not at all, below .5 it is less of
+    it that tells. The standard error is Hanley and McNeil's (1982)."""
+
+    auc: float
+    standard_error: float
+    median_memorized: float
+    median_other: float
+
+    def interval(self, z: float = Z) -> tuple[float, float]:
+        return max(0.0, self.auc - z * self.standard_error), min(1.0, self.auc + z * self.standard_error)
+
+
+@dataclass
+class Findings:
+    """What was measured of one sampler; ``trace`` and what follows from it is None for samples made from others'."""
+
+    heading: str
+    images: torch.Tensor
+    trace: KPETrace | None
+    memorization: Memorization
+    bootstrap: tuple[float, float]
+    against_plain: PairedDifference | None
+    frechet_distance: float
+    manifold: PrecisionRecall
+    statistics: dict[str, torch.Tensor]
+    separations: dict[str, Separation]
+
+    @property
+    def f_mem(self) -> MemorizedFraction:
+        return self.memorization.f_mem
+
+    @property
+    def network_calls(self) -> int | None:
+        return self.trace.num_steps if self.trace is not None else None
+
+    @property
+    def net_displacement(self) -> float | None:
+        return net_displacement(self.trace.gains, self.trace.sigmas) if self.trace is not None else None
+
+    def summary(self) -> dict[str, Any]:
+        """For ``report.json``."""
+        energies, shaping = {}, None
+        if self.trace is not None:
+            shaping = {key: value for key, value in self.trace.settings.items() if key != "scheduler"}
+            for part in ("total", "early", "late"):
+                values = getattr(self.trace.path_energy.per_dim, part).double()
+                values = values[values.isfinite()]  # a sample that diverged is marked in samples.parquet
+                if len(values):
+                    energies[part] = dict(zip(("p10", "median", "p90"), values.quantile(_DECILES).tolist(), strict=True))
+        return {
+            "heading": self.heading,
+            "shaping": shaping,
+            "network_calls": self.network_calls,
+            "net_displacement": self.net_displacement,
+            "f_mem": vars(self.f_mem) | {"fraction": self.f_mem.fraction, "bootstrap": list(self.bootstrap)},
+            "against_plain": vars(self.against_plain) if self.against_plain else None,
+            "frechet_distance": self.frechet_distance,
+            "precision": self.manifold.precision,
+            "recall": self.manifold.recall,
+            "path_energy_per_dim": energies or None,
+            "separations": {name: vars(s) | {"interval": list(s.interval())} for name, s in self.separations.items()},
+        }
+
+
+@dataclass(frozen=True)
+class Yardsticks:
+    """What samples are held against: training images, which of them are distinct, and features of real images; features of the
+    training images too, where neighbors are sought among these."""
+
+    training: torch.Tensor
+    distinct: torch.Tensor
+    space: FeatureSpace
+    real: FeatureStatistics
+    real_features: torch.Tensor
+    training_features: torch.Tensor | None
+
+    @classmethod
+    def of(cls, training: torch.Tensor, real: torch.Tensor, space: FeatureSpace, neighbors_in_features: bool) -> "Yardsticks":
+        """
+        Raises:
+            ValueError: too few images, too few distinct ones, or the network does not fit them.
+        """
+        if len(real) <= MANIFOLD_K:
+            raise ValueError(f"there are {len(real)} reference images; give more than {MANIFOLD_K}.")
+        features = space(real)
+        of_training = (features if real is training else space(training)) if neighbors_in_features else None
+        yardsticks = cls(training, distinct_images(training), space, FeatureStatistics.of(features), features, of_training)
+        yardsticks.memorization(real[:1], features[:1], 1.0)  # refuses now what would fail once all is drawn
+        return yardsticks
+
+    def memorization(self, images: torch.Tensor, features: torch.Tensor, threshold: float) -> Memorization:
+        if self.training_features is None:
+            return measure_memorization(images, self.training, "pixels", threshold, self.distinct)
+        return measure_memorization(features, self.training_features, self.space.name, threshold, self.distinct)
+
+
+def measure(
+    images: Mapping[str, torch.Tensor],
+    traces: Mapping[str, KPETrace],
+    yardsticks: Yardsticks,
+    headings: Mapping[str, str],
+    threshold: float,
+    seed: int,
+    advance: Callable[[], Any] = lambda: None,
+) -> dict[str, Findings]:
+    """Findings of every sampler, "euler" first, from images of the same noises."""
+    found: dict[str, Findings] = {}
+    count = len(images["euler"])
+    order = torch.randperm(len(yardsticks.real_features), generator=torch.Generator().manual_seed(seed))
+    real = yardsticks.real_features[order[:count]]  # as many as there are samples
+    for name in SAMPLERS:
+        features, trace = yardsticks.space(images[name]), traces.get(name)
+        memorization = yardsticks.memorization(images[name], features, threshold)
+        plain = found.get("euler")
+        statistics = {key: statistic(trace) for key, statistic in STATISTICS.items()} if trace is not None else {}
+        found[name] = Findings(
+            headings[name],
+            images[name],
+            trace,
+            memorization,
+            bootstrap_interval(memorization.is_memorized, seed=seed),
+            paired_difference(memorization.is_memorized, plain.memorization.is_memorized, seed=seed) if plain else None,
+            frechet_distance(features, yardsticks.real),
+            precision_recall(features, real, MANIFOLD_K),
+            statistics,
+            {
+                key: separation
+                for key, values in statistics.items()
+                if (separation := separate(values, memorization.is_memorized)) is not None
+            },
+        )
+        advance()
+    return found
+
+
+def separate(values: torch.Tensor, is_memorized: torch.Tensor) -> Separation | None:
+    """None where a group is empty; samples whose statistic is not finite are left out."""
+    finite = values.isfinite()
+    values, is_memorized = values[finite].double(), is_memorized[finite]
+    m, n = int(is_memorized.sum()), int((~is_memorized).sum())
+    if not m or not n:
+        return None
+    auc = float(roc_auc_score(is_memorized.numpy(), values.numpy()))
+    q1, q2 = auc / (2 - auc), 2 * auc * auc / (1 + auc)
+    variance = (auc * (1 - auc) + (m - 1) * (q1 - auc * auc) + (n - 1) * (q2 - auc * auc)) / (m * n)
+    medians = float(values[is_memorized].median()), float(values[~is_memorized].median())
+    return Separation(auc, math.sqrt(max(0.0, variance)), *medians)

@@ -1,0 +1,148 @@
+"""``report.html`` of an audit: one file that opens offline, with its pictures inside."""
+
+import base64
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import torch
+from jinja2 import Environment
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from ..plotting import plot_neighbors, plot_power, plot_samples
+from .figures import plot_energies, plot_groups, plot_shares
+from .measures import STATISTICS, Findings
+from .sampling import CONTROLS
+
+TEMPLATE = Path(__file__).with_suffix(".html")
+SHOWN = 24
+NEIGHBOR_ROWS = 8
+MAIN = ("euler", "kts", "touchdown")
+CONTROLS_IN_WORDS = {
+    "even": "KTS's net displacement as a constant gain",
+    "noise": "the plain sample with noise as strong as KTS changed it",
+    "finished": "KTS moved on by the displacement it lacks",
+}
+UNKNOWN = "–"
+
+
+def write_report(
+    path: Path, model: str, found: Mapping[str, Findings], report: Mapping[str, Any], training: torch.Tensor
+) -> None:
+    """Write the page: ``report`` is what goes into ``report.json``."""
+    plain, settings = found["euler"], report["audit"]["settings"]
+    labels = {name: findings.heading for name, findings in found.items()}
+    memorized = int(plain.memorization.is_memorized.sum())
+    page = Environment(autoescape=True, trim_blocks=True).from_string(TEMPLATE.read_text(encoding="utf-8"))
+    html = page.render(
+        model=model,
+        settings=settings,
+        verdict=report["verdict"],
+        notes=report["notes"],
+        training=report["training_images"],
+        neighbor_space=report["neighbor_space"],
+        frechet_space=report["frechet_space"],
+        reference_images=report["reference_images"],
+        reference_kind="training" if _same_reference(report) else "reference",
+        manifold_k=plain.manifold.k,
+        rows=[_row(name, findings) for name, findings in found.items()],
+        figures=_figures(found, labels, training, settings["threshold"]),
+        shown=min(SHOWN, len(plain.images)),
+        counts={"memorized": memorized, "other": len(plain.images) - memorized},
+        separation_headings=[labels[name] for name in MAIN],
+        separations=[{"name": key, "cells": [_auc(found[name], key) for name in MAIN]} for key in STATISTICS],
+        details=_details(report),
+    )
+    path.write_text(html, encoding="utf-8")
+
+
+def _same_reference(report: Mapping[str, Any]) -> bool:
+    digests = report["audit"]["sha256"]
+    return bool(digests["training_images"] == digests["reference_images"])
+
+
+def _row(name: str, findings: Findings) -> dict[str, Any]:
+    f, change = findings.f_mem, findings.against_plain
+    low, high = findings.bootstrap
+    displacement = findings.net_displacement
+    return {
+        "heading": findings.heading,
+        "control": CONTROLS_IN_WORDS.get(name),
+        "calls": findings.network_calls or UNKNOWN,
+        "displacement": UNKNOWN if displacement is None else f"{displacement:.4f}",
+        "f_mem": f"{100 * f.fraction:.1f} ({100 * f.low:.1f}–{100 * f.high:.1f})",
+        "bootstrap": f"{100 * low:.1f}–{100 * high:.1f}",
+        "change": f"{100 * change.difference:+.1f} ({100 * change.low:+.1f} to {100 * change.high:+.1f})"
+        if change
+        else UNKNOWN,
+        "p": f"{change.p_value:.2g}" if change else UNKNOWN,
+        "frechet": f"{findings.frechet_distance:.4g}",
+        "precision": f"{findings.manifold.precision:.2f}",
+        "recall": f"{findings.manifold.recall:.2f}",
+    }
+
+
+def _auc(findings: Findings, statistic: str) -> str:
+    separation = findings.separations.get(statistic)
+    if separation is None:
+        return UNKNOWN
+    low, high = separation.interval()
+    return f"{separation.auc:.2f} ({low:.2f}–{high:.2f})"
+
+
+def _figures(
+    found: Mapping[str, Findings], labels: Mapping[str, str], training: torch.Tensor, threshold: float
+) -> dict[str, Markup]:
+    plain, main = found["euler"], {labels[name]: found[name] for name in MAIN}
+    d1, d2 = plain.memorization.distances.unbind(1)
+    closest = torch.where(d2 > 0, d1 / d2, 0.0).argsort(stable=True)[:NEIGHBOR_ROWS].tolist()
+    neighbors = plot_neighbors(
+        closest,
+        {label: findings.images for label, findings in main.items()},
+        training,
+        {label: findings.memorization.distances for label, findings in main.items()},
+        {label: findings.memorization.indices for label, findings in main.items()},
+        f"number: d1/d2, framed below {threshold:.3g} (memorized)",
+        threshold,
+    )
+    power: Any = plot_power({label: findings.trace for label, findings in main.items() if findings.trace is not None}).figure
+    return {
+        "shares": _svg(plot_shares(found, labels)),
+        "neighbors": _png(neighbors, "Samples beside their two nearest training images"),
+        "samples": _png(
+            _grid({labels[name]: found[name] for name in MAIN}), "The same noises by plain Euler, KTS and touchdown"
+        ),
+        "controls": _png(_grid({labels[name]: found[name] for name in CONTROLS}), "The same noises by the controls of KTS"),
+        "power": _svg(power),
+        "energies": _svg(plot_energies(found, labels)),
+        "groups": _svg(plot_groups(plain)) if plain.separations else Markup(""),
+    }
+
+
+def _grid(found: Mapping[str, Findings]) -> Figure:
+    images = {label: findings.images[:SHOWN] for label, findings in found.items()}
+    return plot_samples(images, {label: f.memorization.is_memorized[:SHOWN] for label, f in found.items()}, columns=6)
+
+
+def _svg(figure: Figure) -> Markup:
+    text = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": "diffusers-kts"}):  # else every run writes other identifiers
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    return Markup(text.getvalue()[text.getvalue().index("<svg") :])
+
+
+def _png(figure: Figure, alt: str) -> Markup:
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=130)
+    return Markup(f'<img alt="{alt}" src="data:image/png;base64,{base64.b64encode(picture.getvalue()).decode()}">')
+
+
+def _details(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    audit = report["audit"]
+    lines = [(name, str(value)) for name, value in audit["settings"].items() if value is not None and name != "shaping"]
+    lines += [(f"KTS {name}", str(value)) for name, value in audit["settings"]["shaping"].items() if value is not None]
+    lines += [(name, str(value)) for name, value in audit["versions"].items()]
+    return lines + [(f"sha256 of {name}", value) for name, value in audit["sha256"].items()]

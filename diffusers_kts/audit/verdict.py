@@ -1,0 +1,92 @@
+"""What an audit's figures allow to say, in plain words."""
+
+from collections.abc import Mapping
+
+from scipy.stats import norm
+
+from ..memorization.fraction import paired_difference
+from .measures import Findings
+from .sampling import CONTROLS
+
+COMPARISONS = 2 + len(CONTROLS)
+LEVEL = 0.05 / COMPARISONS
+SHORT = {"euler": "plain", "kts": "KTS", "touchdown": "touchdown"}
+
+
+def verdict(found: Mapping[str, Findings], frechet_space: str) -> list[str]:
+    """Sentences for the reader. Significant means: exact McNemar test on the pairs of the same noises, p below .05 after
+    Bonferroni's correction for the comparisons made here."""
+    plain, kts, touchdown = found["euler"], found["kts"], found["touchdown"]
+    low, high = f"{plain.f_mem.low:.1%}", f"{plain.f_mem.high:.1%}"
+    sentences = [
+        f"Plain sampling repeats the training set in {_share(plain)} of its samples ({plain.f_mem.count} of {plain.f_mem.n}; "
+        f"95 % interval {low} to {high})."
+    ]
+    sentences.append(_change("KTS", kts))
+    if kts.against_plain and kts.against_plain.p_value < LEVEL and kts.against_plain.difference < 0:
+        sentences += _against_controls(found)
+    sentences.append(
+        f"{_change('Touchdown', touchdown)} It makes {touchdown.network_calls} network calls, plain sampling "
+        f"{plain.network_calls}."
+    )
+    distances = ", ".join(f"{label} {found[name].frechet_distance:.4g}" for name, label in SHORT.items())
+    sentences.append(f"In quality, by Frechet distance in {frechet_space} (lower is better, no interval): {distances}.")
+    sentences.append(_trajectories(plain))
+    return sentences
+
+
+def _change(name: str, findings: Findings) -> str:
+    change = findings.against_plain
+    assert change is not None
+    figures = f"{100 * change.difference:+.1f} points, 95 % interval {100 * change.low:+.1f} to {100 * change.high:+.1f}"
+    figures += f"; exact test, of which significance is told, p = {change.p_value:.2g} against {LEVEL:.2g}"
+    if change.p_value >= LEVEL:
+        return f"{name} shows no significant difference: {_share(findings)} ({figures})."
+    return f"{name} {'lowers' if change.difference < 0 else 'raises'} that share to {_share(findings)} ({figures})."
+
+
+def _against_controls(found: Mapping[str, Findings]) -> list[str]:
+    """What each control says about a fall of F_mem under KTS."""
+    kts, even, noise, whole = (found[name] for name in ("kts", *CONTROLS))
+    shape = (
+        "significantly below it, so its shape counts"
+        if _below(kts, even)
+        else "not significantly below it, so its shape may add nothing"
+    )
+    blur = (
+        "significantly below it, so noise does not explain it all"
+        if _below(kts, noise)
+        else "not significantly below it, so noise may explain it all"
+    )
+    outlasts = (
+        "still significantly below plain sampling, so not all of the fall comes from stopping early"
+        if _below(whole, found["euler"])
+        else "not significantly below plain sampling: stopping early, which leaves noise, may be all of the fall"
+    )
+    return [
+        f"The same net displacement spread evenly leaves {_share(even)}; KTS is {shape}.",
+        f"Noise as strong as KTS's change, added to the plain sample, leaves {_share(noise)}; KTS is {blur}.",
+        f"Moved on by the displacement it lacks, KTS is at {_share(whole)}, {outlasts}.",
+    ]
+
+
+def _below(a: Findings, b: Findings) -> bool:
+    change = paired_difference(a.memorization.is_memorized, b.memorization.is_memorized)
+    return change.p_value < LEVEL and change.difference < 0
+
+
+def _trajectories(plain: Findings) -> str:
+    if not plain.separations:
+        return "Whether trajectories tell memorized samples cannot be said: plain sampling has only one of the two kinds."
+    name, best = max(plain.separations.items(), key=lambda item: abs(item[1].auc - 0.5))
+    tried = len(plain.separations)
+    low, high = best.interval(float(norm.isf(0.025 / tried)))
+    figures = f"AUC {best.auc:.2f}, interval {low:.2f} to {high:.2f}, corrected for {tried} statistics tried"
+    if low <= 0.5 <= high:
+        return f"No statistic of the plain trajectories tells memorized samples from others (best: {name}, {figures})."
+    kind = "higher" if best.auc > 0.5 else "lower"
+    return f"In plain trajectories, {name} tells memorized samples best: it is {kind} in them ({figures})."
+
+
+def _share(findings: Findings) -> str:
+    return f"{findings.f_mem.fraction:.1%}"

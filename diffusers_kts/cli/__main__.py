@@ -1,0 +1,5 @@
+"""``python -m diffusers_kts.cli``."""
+
+from .app import main
+
+main()

@@ -1,0 +1,1 @@
+"""Feature networks, and what is measured in their spaces."""

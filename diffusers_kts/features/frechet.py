@@ -1,0 +1,103 @@
+"""Quality and coverage of a set of samples in a feature space: Frechet distance, precision and recall.
+
+A number of either kind means something only beside others in the same space with as many samples: name both.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from scipy.linalg import eigh, svdvals
+
+from ..memorization.fraction import nearest_neighbors
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureStatistics:
+    """Mean (d,) and covariance (d, d), float64, of a set of features; a reference set needs no more than these."""
+
+    mean: np.ndarray
+    covariance: np.ndarray
+
+    @cached_property
+    def root(self) -> np.ndarray:
+        """(d, d) symmetric root of the covariance."""
+        values, vectors = eigh(self.covariance)
+        values[values < len(values) * np.finfo(float).eps * values[-1]] = 0  # rounding noise, whose root would not be small
+        return (vectors * np.sqrt(values)) @ vectors.T
+
+    @classmethod
+    def of(cls, features: torch.Tensor) -> "FeatureStatistics":
+        """Of features (n, ...), flattened; computed in float64.
+
+        Raises:
+            ValueError: fewer than two rows, or a number that is not finite.
+        """
+        if len(features) < 2:
+            raise ValueError(f"there are {len(features)} features; a covariance needs at least two.")
+        x = features.detach().cpu().double().flatten(1).numpy()
+        if not np.isfinite(x).all():
+            bad = int((~np.isfinite(x).all(1)).argmax())
+            raise ValueError(f"the features of sample {bad} are not finite; leave such samples out and say how many.")
+        return cls(x.mean(0), np.atleast_2d(np.cov(x, rowvar=False)))
+
+
+def frechet_distance(a: FeatureStatistics | torch.Tensor, b: FeatureStatistics | torch.Tensor) -> float:
+    """Frechet distance of two Gaussians, ``||m_a - m_b||^2 + tr(C_a + C_b - 2 (C_a C_b)^{1/2})`` (Heusel et al. 2017), squared
+    feature units; with Inception features it is the FID.
+
+    The trace of the root is the sum of the singular values of ``C_a^{1/2} C_b^{1/2}``, which stays real and accurate where
+    covariances are singular (fewer samples than dimensions).
+
+    Args:
+        a, b (`FeatureStatistics`, or `torch.Tensor` (n, d)): in the same space.
+
+    Raises:
+        ValueError: dimensions differ, or as `FeatureStatistics.of`.
+    """
+    a, b = (s if isinstance(s, FeatureStatistics) else FeatureStatistics.of(s) for s in (a, b))
+    if a.mean.shape != b.mean.shape:
+        raise ValueError(f"one set has {len(a.mean)} dimensions, the other {len(b.mean)}; give features of the same network.")
+    overlap = svdvals(a.root @ b.root).sum()
+    distance = ((a.mean - b.mean) ** 2).sum() + np.trace(a.covariance) + np.trace(b.covariance) - 2 * overlap
+    return max(0.0, float(distance))
+
+
+@dataclass(frozen=True)
+class PrecisionRecall:
+    """``precision``: share of samples inside the manifold of real images; ``recall``: share of real images inside that of the
+    samples; ``k``: nearest neighbor whose distance is a point's radius."""
+
+    precision: float
+    recall: float
+    k: int
+
+
+def precision_recall(samples: torch.Tensor, real: torch.Tensor, k: int = 3) -> PrecisionRecall:
+    """Improved precision and recall (Kynkaanniemi et al. 2019): a set's manifold is the union of balls around its points, each
+    out to the point's k-th nearest neighbor within the set.
+
+    Args:
+        samples, real (`torch.Tensor`, (B, ...) and (n, ...)): features; the paper takes equally many of each.
+        k (`int`, defaults to 3): the paper's.
+
+    Raises:
+        ValueError: ``k`` or fewer points in a set, or shapes that do not match.
+    """
+    for name, points in (("samples", samples), ("real images", real)):
+        if not 1 <= k < len(points):
+            raise ValueError(f"k is {k} for {len(points)} {name}; give at least 1 and fewer than there are.")
+    return PrecisionRecall(_inside(samples, real, k), _inside(real, samples, k), k)
+
+
+def _inside(points: torch.Tensor, centres: torch.Tensor, k: int) -> float:
+    """Share of points in a ball around any centre; the surface counts, up to rounding."""
+    points, centres = points.flatten(1).double(), centres.flatten(1).double()
+    radii = nearest_neighbors(centres, centres, k + 1)[0][:, -1]  # the centre itself is the first
+    squares, inside = centres.square().sum(1), []
+    for part in points.split(256):
+        own = part.square().sum(1, keepdim=True)
+        excess = own + squares - 2 * part @ centres.T - radii.square()
+        inside.append((excess <= 1e-12 * (own + squares)).any(1))
+    return float(torch.cat(inside).double().mean())

@@ -1,0 +1,1 @@
+"""Kinetic path energy: the record, and what fills it."""

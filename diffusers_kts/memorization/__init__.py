@@ -1,0 +1,16 @@
+"""Nearest training images, the memorized fraction, and the controls of shaping."""
+
+from ..lazy_exports import lazy_exports
+
+_EXPORTS = {
+    "bootstrap_interval": ".fraction",
+    "distinct_images": ".fraction",
+    "measure_memorization": ".fraction",
+    "memorized": ".fraction",
+    "memorized_fraction": ".fraction",
+    "nearest_neighbors": ".fraction",
+    "paired_difference": ".fraction",
+}
+__all__ = [*_EXPORTS]
+
+__getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)

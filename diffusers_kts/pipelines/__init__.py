@@ -1,0 +1,1 @@
+"""Pipelines, and what plugs into those of diffusers."""

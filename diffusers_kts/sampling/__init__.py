@@ -1,0 +1,1 @@
+"""Drawing samples, shared by every job."""

@@ -1,0 +1,17 @@
+"""The device a job runs on."""
+
+import torch
+
+from ..images.training_images import brief
+
+
+def usable_device(name: str) -> torch.device:
+    """The device of that name; "auto" is a GPU where there is one.
+
+    Raises:
+        ValueError: it cannot be used.
+    """
+    try:
+        return torch.zeros(1, device=("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {name!r} cannot be used ({brief(error)}); give auto, cpu, or one that is there.") from error

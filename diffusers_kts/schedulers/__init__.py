@@ -1,0 +1,1 @@
+"""The KTS schedulers, a file each, and what they share."""

@@ -1,0 +1,115 @@
+"""KTSFlowMatchHeunScheduler: kinetic trajectory shaping with Heun's method for flow-matching pipelines."""
+
+from typing import Any
+
+import torch
+from diffusers import FlowMatchHeunDiscreteScheduler
+from diffusers.schedulers.scheduling_flow_match_heun_discrete import FlowMatchHeunDiscreteSchedulerOutput
+
+from ..flow_coordinates import wide_dtype
+from .scheduling_kts_flow_match import KTSFlowMatchScheduler
+
+
+class KTSFlowMatchHeunScheduler(KTSFlowMatchScheduler, FlowMatchHeunDiscreteScheduler):
+    """Heun's steps along ``dx/dt = eta(t) v(x, t)``. Order 2, two network evaluations a step, one for the last.
+
+    Predictor ``x' = x_i + eta_i dt v_i``; corrector ``x_{i+1} = x_i + dt (eta_i + eta_{i+1})/2 (v_i + v'_{i+1})/2``, the form
+    of the paper's reference code. The last step, to sigma 0, is Euler's. Gains that jump ("constant" shapes) make the one step
+    over the jump first-order.
+
+    Takes `sigmas`, `mu` and `timesteps`, which `FlowMatchHeunDiscreteScheduler` does not, and thus drops into FLUX and SD3;
+    with shaping off, steps are bit-equal to it on the same sigmas. As there, `timesteps` and `sigmas` name every level but the
+    first twice, and `gains`, `schedule_table` and `kpe` have an entry for each evaluation. Energies are the trapezoidal sums.
+
+        pipe.scheduler = KTSFlowMatchHeunScheduler.from_config(pipe.scheduler.config, alpha_0=0.05, beta_0=0.0)
+
+    Source: arXiv 2602.07928, except ``touchdown``, which is ours. Arguments are those of `KTSFlowMatchScheduler`.
+
+    Raises:
+        ValueError: as there; or per-token timesteps, for which there is `KTSFlowMatchScheduler`; or ``s_churn`` with shaping.
+    """
+
+    __module__ = "diffusers_kts"
+    _compatibles = ["FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"]
+    _quadrature = "trapezoid"
+    order = 2
+    prev_derivative: Any
+    dt: Any
+    sample: Any
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        sigmas: list[float] | None = None,
+        mu: float | None = None,
+        timesteps: list[float] | None = None,
+    ) -> None:
+        """As `KTSFlowMatchScheduler.set_timesteps`, for as many steps of two evaluations."""
+        super().set_timesteps(num_inference_steps, device, sigmas, mu, timesteps)
+        self.prev_derivative = self.dt = self.sample = None
+        # img2img pipelines start at `order * steps`, where pipelines that gave sigmas count evaluations as steps
+        self.order = 2 if num_inference_steps is not None else 1
+
+    def step(
+        self,
+        model_output: torch.FloatTensor,
+        timestep: float | torch.FloatTensor,
+        sample: torch.FloatTensor,
+        s_churn: float = 0.0,
+        s_tmin: float = 0.0,
+        s_tmax: float = float("inf"),
+        s_noise: float = 1.0,
+        generator: torch.Generator | None = None,
+        per_token_timesteps: torch.Tensor | None = None,
+        return_dict: bool = True,
+    ) -> FlowMatchHeunDiscreteSchedulerOutput | tuple:
+        """One evaluation's part of a step: the predictor, or the corrector, which restarts from the sample before it."""
+        if per_token_timesteps is not None:
+            raise ValueError("per_token_timesteps are not supported by Heun's steps; use KTSFlowMatchScheduler.")
+        if s_churn and not self._is_off:
+            raise ValueError(f"s_churn is {s_churn}: it adds noise, shaping is defined for the ODE only; set s_churn=0.")
+        index = self._check_call(model_output, timestep, sample)
+        gain = self._current_gains()[index]
+        v = self._flow_velocity(index, model_output, sample)
+        self._aim_touchdown(index)
+        if index % 2 and self.state_in_first_order:
+            # a run that starts on the second evaluation of a level: there is no predictor to correct
+            prev_sample: Any = sample
+            self._step_index += 1
+        elif self._is_off and torch.float64 not in (sample.dtype, v.dtype):  # which the parent rounds to fp32
+            (prev_sample,) = FlowMatchHeunDiscreteScheduler.step(
+                self, model_output, timestep, sample, s_churn, s_tmin, s_tmax, s_noise, generator, False
+            )
+        else:
+            prev_sample = self._shaped_step(index, v, sample, gain).to(model_output.dtype)
+            self._step_index += 1
+        self._observe(index, v, gain)
+        if not return_dict:
+            return (prev_sample,)
+        return FlowMatchHeunDiscreteSchedulerOutput(prev_sample=prev_sample)
+
+    def _lay_out_evaluations(self) -> None:
+        """Also name every level but the first twice."""
+        super()._lay_out_evaluations()
+        self.sigmas = torch.cat([self.sigmas[:1], self.sigmas[1:-1].repeat_interleave(2), self.sigmas[-1:]])
+        self.timesteps = torch.cat([self.timesteps[:1], self.timesteps[1:].repeat_interleave(2)])
+
+    def _shaped_step(self, index: int, v: torch.Tensor, sample: torch.Tensor, gain: float) -> torch.Tensor:
+        dtype = wide_dtype(sample, v)
+        v, x = v.to(dtype), sample.to(dtype)
+        if self.state_in_first_order:
+            if self._exploding:
+                x = x / self._scale(index)
+            sigmas = self._flow_sigmas()
+            self.prev_derivative, self.sample = v, x
+            self.dt = sigmas[index + 1].to(dtype) - sigmas[index].to(dtype)
+            after, x = index + 1, x + (gain * self.dt) * v
+        else:
+            mean = (self._current_gains()[index - 1] + gain) / 2
+            after, x = index, self.sample + (mean * self.dt) * ((self.prev_derivative + v) / 2)
+            self.prev_derivative = self.dt = self.sample = None
+        return x * self._scale(after) if self._exploding else x
+
+    def _touches_down(self, t: list[float], i: int) -> bool:
+        return super()._touches_down(t, i) and i % 2 == 0  # odd ones correct the step before

@@ -1,0 +1,141 @@
+"""The model of the demo, loaded once, and the drawing of one visitor's images with a scheduler of their own."""
+
+from . import gpu  # noqa: I001 (before torch)
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..kpe.trace import KPETrace
+from ..memorization.fraction import Memorization, distinct_images, measure_memorization
+from ..models import NAMES, embedded_model
+from ..pipelines.pipeline_flow_class_conditional import ClassConditionalFlowPipeline
+from ..pipelines.pipeline_kpe_monitor import is_flow_matching, load_pipeline
+from ..schedulers.scheduling_kts_flow_match import KTSFlowMatchScheduler
+from ..seeding import sample_generators
+from ..images.training_images import load_images
+from .limits import ALL, Drawing, Shaping, check_subject
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """(B, C, H, W) images in [0, 1], their energies, and, where the training images are known, their neighbors."""
+
+    images: torch.Tensor
+    trace: KPETrace
+    found: Memorization | None
+
+
+class SpaceModel:
+    """A pipeline on its device, ready to draw.
+
+    Args:
+        name (`str`): "memorizing", "generalizing", a folder, or the Hub id of a text-to-image flow model.
+
+    Raises:
+        ValueError: the model is no flow-matching pipeline. OSError: it cannot be found.
+    """
+
+    def __init__(self, name: str = NAMES[0]) -> None:
+        self.name = name
+        folder = embedded_model(name) if name in NAMES else Path(name)
+        cuda = torch.cuda.is_available()
+        pipe: Any = load_pipeline(folder if folder.is_dir() else name, dtype=torch.bfloat16 if cuda else torch.float32)
+        if not is_flow_matching(getattr(pipe, "scheduler", None)):
+            raise ValueError(f"{name} has no flow-matching scheduler; give a model such as SD3.5 or FLUX.")
+        pipe.set_progress_bar_config(disable=True)
+        self.pipe = pipe.to("cuda" if cuda else "cpu")
+        self.training: torch.Tensor | None = None
+        self.by_class = isinstance(pipe, ClassConditionalFlowPipeline)
+        if self.by_class and (folder / "training_images.npz").exists():
+            side = pipe.transformer.config.sample_size * pipe.vae_scale_factor
+            channels = pipe.transformer.config.in_channels if pipe.vae is None else 3
+            self.training = load_images(folder / "training_images.npz", (channels, side, side))
+
+    @property
+    def subjects(self) -> list[str]:
+        """Classes to choose from; empty for a model that takes prompts."""
+        if not self.by_class:
+            return []
+        return [ALL, *(self.pipe.id2label.get(i, str(i)) for i in range(self.pipe.num_classes))]
+
+    @cached_property
+    def distinct(self) -> torch.Tensor:
+        assert self.training is not None
+        return distinct_images(self.training)
+
+    def scheduler(self, shaping: Shaping) -> KTSFlowMatchScheduler:
+        """A new one for every request: schedulers hold the state of a run."""
+        return KTSFlowMatchScheduler.from_config(self.pipe.scheduler.config, **shaping.settings())
+
+    def times(self, steps: int, shaping: Shaping) -> list[float]:
+        """Flow times of the network calls."""
+        scheduler = self.scheduler(Shaping(touchdown=shaping.touchdown))
+        # with dynamic shifting by size, that of the largest size the model was made for
+        mu = scheduler.config.max_shift if scheduler.config.use_dynamic_shifting else None
+        scheduler.set_timesteps(steps, mu=mu)
+        return [row["t"] for row in scheduler.schedule_table()]
+
+    def draw(self, drawing: Drawing, shaping: Shaping, advance: Callable[[], Any] | None = None) -> Drawn:
+        """Draw with a scheduler and a pipeline of this request's own; only the weights are shared.
+
+        Args:
+            advance: called after every step; may raise `sessions.Stopped`.
+
+        Raises:
+            Refused: unsafe shaping, or a class the model does not know.
+        """
+        check_subject(drawing.subject, self.subjects)
+        shaping.check()
+        images, trace = draw_on_gpu(self.name, drawing, shaping, None if gpu.spaces else advance)
+        found = None
+        if self.training is not None:
+            found = measure_memorization(images, self.training, distinct=self.distinct)
+        return Drawn(images, trace, found)
+
+    def _run(self, drawing: Drawing, shaping: Shaping, advance: Callable[[], Any] | None) -> tuple[torch.Tensor, KPETrace]:
+        pipe = copy.copy(self.pipe)
+        pipe.scheduler = scheduler = self.scheduler(shaping)
+
+        def after_step(pipe: Any, step: int, timestep: Any, tensors: dict) -> dict:
+            if advance is not None:
+                advance()
+            return tensors
+
+        subjects: Any = [drawing.subject] * drawing.count
+        if self.by_class:
+            classes = self.pipe.num_classes
+            subjects = [
+                i % classes if drawing.subject == ALL else self.subjects.index(drawing.subject) - 1
+                for i in range(drawing.count)
+            ]
+        output = pipe(
+            subjects,
+            num_inference_steps=drawing.steps,
+            generator=sample_generators(drawing.seed, range(drawing.count)),
+            output_type="pt",
+            callback_on_step_end=after_step,
+        )
+        assert scheduler.kpe is not None
+        return output.images.float().cpu(), scheduler.kpe
+
+
+LOADED: dict[str, SpaceModel] = {}
+
+
+def load(name: str = NAMES[0]) -> SpaceModel:
+    """The model, loaded at its first mention."""
+    if name not in LOADED:
+        LOADED[name] = SpaceModel(name)
+    return LOADED[name]
+
+
+@gpu.on_gpu
+def draw_on_gpu(name: str, drawing: Drawing, shaping: Shaping, advance: Any) -> tuple[torch.Tensor, KPETrace]:
+    # on ZeroGPU this runs in a fork: small arguments go in, and the record must come out, since that scheduler ends there
+    return LOADED[name]._run(drawing, shaping, advance)

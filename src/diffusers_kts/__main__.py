@@ -1,5 +1,0 @@
-"""``python -m diffusers_kts`` is ``kts``."""
-
-from .cli import main
-
-main()

@@ -1,1 +1,0 @@
-"""The commands of ``kts``, one a file: each parses its options, calls the job, prints the outcome."""

@@ -1,0 +1,201 @@
+"""A slice of every benchmark, and the oracles of what they compute."""
+
+import importlib
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from diffusers_kts import ClassConditionalFlowPipeline, embedded_model
+from diffusers_kts.memorization.controls import net_displacement
+
+SLICE = Path(__file__).parents[1] / "data" / "fashion_mnist_slice.npz"
+SCIENCE = ("fashion_mnist", "laboratory", "judge", "paper_tables", "frontier", "memorization_score", "tuning", "adaptive")
+SCRIPTS = ("report", "cost.step_cost", *(f"science.{name}" for name in SCIENCE))
+
+
+@pytest.fixture(scope="module")
+def bench():
+    return type("Bench", (), {name.split(".")[-1]: importlib.import_module(f"benchmarks.{name}") for name in SCRIPTS})
+
+
+@pytest.fixture(scope="module")
+def model(bench):
+    return bench.laboratory.load_model("memorizing", bench.fashion_mnist.load_data(SLICE))
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+def run(script, monkeypatch, folder, cache, *more):
+    name = script.__name__.split(".")[-1]
+    args = ["--data", SLICE, "--seeds", 0, 1, "--epochs", 1, "--output", folder, "--cache", cache, *more]
+    monkeypatch.setattr(sys, "argv", [name, *map(str, args)])
+    script.main()
+    return json.loads((folder / "results" / f"{name}.json").read_text())
+
+
+def test_a_draw_is_the_pipelines(bench, model, tmp_path):
+    sampler = bench.laboratory.Sampler(steps=5, beta_0=0.02)
+    laboratory = bench.laboratory.Laboratory(model, 4, tmp_path)
+    pipe = ClassConditionalFlowPipeline.from_pretrained(embedded_model())
+    pipe.set_progress_bar_config(disable=True)
+    pipe.scheduler = sampler.scheduler()
+    latents = laboratory.noise(7, range(4))
+    expected = pipe(list(range(4)), sigmas=sampler.sigmas(), latents=latents, output_type="pt").images
+    drawn = laboratory.draw(sampler, 7)
+    assert torch.equal(drawn.images, expected)
+    pipe.scheduler.record_turn = True
+    pipe(list(range(4)), sigmas=sampler.sigmas(), latents=latents, output_type="latent")
+    assert torch.equal(drawn.turn, pipe.scheduler.kpe.turn)
+    assert torch.equal(drawn.trace(sampler).path_energy.total, pipe.scheduler.kpe.path_energy.total)
+    assert torch.equal(laboratory.noise(7, range(2, 4)), latents[2:])
+    assert torch.equal(laboratory.draw(sampler, 7).x, drawn.x)  # from the cache
+
+
+def test_touchdowns_read_off_a_run_are_runs_of_their_own(bench, model, tmp_path):
+    lab = bench.laboratory
+    laboratory, sampler = lab.Laboratory(model, 2, tmp_path), lab.Sampler(alpha_0=0.02, touchdown=0.7)
+    start = lab.Draw.start(laboratory.noise(0, range(2)))
+    own = lab.integrate(model.network, sampler, torch.arange(2), start)
+    assert torch.equal(laboratory.draw(sampler, 0).x, own.x)
+    assert not (laboratory.cache / sampler.key).exists()
+    assert sampler.network_calls == own.power.shape[1] == 71
+
+
+@pytest.mark.parametrize("grid", ["uniform", "cosine"])
+def test_heuns_gains_are_those_of_its_steps(bench, grid):
+    sampler = bench.laboratory.Sampler(steps=12, grid=grid, solver="heun", beta_0=0.02)
+    assert sampler.network_calls == 11 and len(sampler.gains) == 6 and len(sampler.levels) == 7
+    gain = sampler.scheduler().gain(1 - sampler.levels[:-1].double())
+    torch.testing.assert_close(sampler.gains[:-1], (gain[:-1] + gain[1:]) / 2, rtol=1e-6, atol=1e-6)
+    share = net_displacement(sampler.gains, sampler.levels)
+    assert share == pytest.approx(sampler.scheduler().net_displacement(), abs=5e-3)
+
+
+def test_lowest_f_mem_is_read_off_the_broken_line(bench):
+    lowest = bench.frontier.lowest
+    curve = [(10.0, 0.4), (11.0, 0.3), (13.0, 0.1)]
+    assert lowest(curve, 12.0) == pytest.approx(0.2)
+    assert lowest(curve, 13.0) == 0.1 and lowest(curve, 10.0) == 0.4
+    assert lowest(curve, 9.0) is None
+
+
+def test_auc_and_true_positives_equal_their_definitions(bench):
+    score, rng = bench.memorization_score, np.random.default_rng(0)
+    scores, hits = rng.integers(0, 9, 60).astype(float), rng.random(60) < 0.4
+    pairs = [(a > b) + (a == b) / 2 for a in scores[hits] for b in scores[~hits]]
+    assert score.auc(scores, hits) == pytest.approx(np.mean(pairs))
+    assert np.isnan(score.auc(scores, hits & False))
+    assert score.true_positives(np.arange(200.0), np.arange(200) >= 150) == 1.0
+    assert score.true_positives(-np.arange(200.0), np.arange(200) >= 150) == 0.0
+
+
+def test_density_is_higher_where_the_training_images_are(bench):
+    g = torch.Generator().manual_seed(0)
+    training = torch.randn(300, 1, 2, 2, generator=g)
+    samples = torch.randn(50, 1, 2, 2, generator=g) * torch.linspace(0.1, 3, 50).reshape(-1, 1, 1, 1)
+    exact = -samples.flatten(1).square().sum(1) / 2
+    for value in bench.paper_tables.density(samples, training).values():
+        assert bench.paper_tables.spearmanr(value, exact).statistic > 0.9
+
+
+def test_the_scripts_write_their_sections_and_draw_nothing_twice(bench, monkeypatch, tmp_path, cache, capsys):
+    monkeypatch.setattr(bench.frontier, "RESAMPLES", 4)
+    monkeypatch.setattr(bench.memorization_score, "RESAMPLES", 20)
+    plain = ("--num-samples", 30, "--steps", 10)
+    score = run(bench.memorization_score, monkeypatch, tmp_path, cache, *plain)
+    assert score["chosen"] in score["models"][0]["scores"] and 0 < score["models"][0]["memorized"] < 1
+    few = ("--families", "touchdown, equal calls", "plain Euler, fewer steps")
+    frontier = run(bench.frontier, monkeypatch, tmp_path, cache, *plain, *few)
+    points = {(p["family"], p["setting"]): p for p in frontier["models"][0]["points"]}
+    assert points["touchdown", "t_d 0.5"]["network_calls"] == 6
+    assert points["touchdown, equal calls", "t_d 0.7"]["network_calls"] == 10
+    assert points["touchdown", "t_d 0.2"]["f_mem"]["count"] < points["touchdown", "plain"]["f_mem"]["count"]
+    assert (tmp_path / "results" / "frontier.png").stat().st_size > 10_000
+    monkeypatch.setattr(bench.adaptive, "RESAMPLES", 4)
+    by_sample = run(bench.adaptive, monkeypatch, tmp_path, cache, *plain, "--families", "KTS, landing", "budget, cap")
+    places = {(p["family"], p["setting"]): p for p in by_sample["models"][0]["points"]}
+    assert points_of(by_sample, "plain", "") == points_of(frontier, "touchdown", "plain")
+    capped, known = places["budget, cap", "0.7"], places["touchdown of the memorized, known afterwards", "t_d 0.5"]
+    assert capped["f_mem"]["count"] < places["plain", ""]["f_mem"]["count"]
+    assert places["KTS, landing", "0 / 0.03"]["difference"]["value"] > 0
+    assert known["f_mem"]["count"] <= places["touchdown", "t_d 0.5"]["f_mem"]["count"]
+    assert [row["t"] for row in by_sample["models"][0]["known_at"]] == [0.3, 0.4, 0.5, 0.6, 0.7]
+    tables = ("--solver-samples", 10, "--snapshot-samples", 10, "--network-calls", 4, "--support-steps", 2, "--num-images", 20)
+    weights = embedded_model() / "transformer" / "diffusion_pytorch_model.safetensors"
+    paper = run(bench.paper_tables, monkeypatch, tmp_path, cache, *plain, *tables, "--snapshots", weights)
+    assert [row["row"] for row in paper["main"]] == ["(0, 0)", "(0.01, 0.01)", "(0.02, 0)", "(0, 0.02)"]
+    assert set(paper["main"][3]["controls"]) == {"evenly", "equal noise", "finished"}
+    assert paper["main"][0]["sampler"] == points_of(frontier, "touchdown", "plain")
+    text = (tmp_path / "RESULTS.md").read_text()
+    for script, verdicts in (("paper_tables", 4), ("frontier", 1), ("memorization_score", 1), ("adaptive", 1)):
+        start, end = bench.report.marks(script)
+        assert text.partition(start)[2].partition(end)[0].count("Verdict") == verdicts
+    capsys.readouterr()
+    again = run(bench.memorization_score, monkeypatch, tmp_path, cache, *plain)
+    assert "seed=" not in capsys.readouterr().out
+    assert again["models"] == score["models"]
+    assert (tmp_path / "RESULTS.md").read_text() == text
+
+
+def test_tuning_writes_its_section(bench, monkeypatch, tmp_path, cache):
+    monkeypatch.setattr(bench.tuning, "STUDIES", dict([*bench.tuning.STUDIES.items()][:1]))
+    small = ("--num-samples", 32, "--fresh-samples", 20, "--steps", 2, "--trials", 1)
+    result = run(bench.tuning, monkeypatch, tmp_path, cache, *small)
+    (report,) = result["studies"].values()
+    assert report["settings_tried"] == 1 and report["objectives"][0]["label"] == "Frechet distance, classifier.pt2"
+    assert "Verdict" in (tmp_path / "RESULTS.md").read_text() and (tmp_path / "results" / "tuning-memorizing.png").exists()
+
+
+def test_a_rule_wins_where_its_interval_is_below_0_on_every_model(bench):
+    def model(*highs):
+        found = [{"value": high - 0.1, "low": high - 0.2, "high": high} for high in highs]
+        return {
+            "points": [
+                {"family": "turning from .5", "setting": str(i), "difference": difference}
+                for i, difference in enumerate([*found, None])
+            ]
+        }
+
+    text, wins = bench.adaptive.verdict([model(-0.01, -0.01, 0.4), model(-0.02, 0.01, 0.4)])
+    assert wins == ["turning from .5 0"] and "turning from .5 0" in text
+    text, wins = bench.adaptive.verdict([model(-0.01, 0.1, 0.4), model(0.01, 0.1, 0.4)])
+    assert wins == [] and "no setting" in text and "lower in 1 and higher in 2" in text
+
+
+def points_of(frontier, family, setting):
+    point = next(p for p in frontier["models"][0]["points"] if (p["family"], p["setting"]) == (family, setting))
+    return {name: point[name] for name in ("f_mem", "f_mem_by_seed", "frechet_by_seed", "accuracy", "frechet")}
+
+
+def test_scripts_refuse_before_they_work(bench, monkeypatch, tmp_path, cache):
+    with pytest.raises(SystemExit, match="give 30 or more"):
+        run(bench.paper_tables, monkeypatch, tmp_path, cache, "--num-samples", 5)
+    monkeypatch.setattr(sys, "argv", ["memorization_score", "--data", str(SLICE), "--seeds", "0"])
+    with pytest.raises(SystemExit, match="at least two"):
+        bench.memorization_score.main()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_snapshot_is_a_model_of_the_first_images(bench, model, tmp_path):
+    data = bench.fashion_mnist.load_data(SLICE)
+    weights = embedded_model() / "transformer" / "diffusion_pytorch_model.safetensors"
+    snapshot = bench.laboratory.load_model(weights, data, 20)
+    assert snapshot.digest == model.digest and torch.equal(snapshot.training, data.x_train[:20])
+    other = replace(model, training=data.x_train)
+    assert other.digest == model.digest
+
+
+def test_costs_of_a_step_are_told_beside_the_stock_one(bench):
+    row = bench.step_cost.steps((2, 4, 8, 8), torch.bfloat16, "cpu", rounds=6, fused=False)
+    assert set(row["ratio_to_stock"]) == {"shaped and measured", "off, measured", "stock, measured"}
+    for name, ratio in row["ratio_to_stock"].items():
+        assert 0 < ratio["low"] <= ratio["median"] <= ratio["high"] and row["microseconds"][name] > 0
+    assert row["least_bytes"] == 3 * 2 * 4 * 8 * 8 * 2
