@@ -8,6 +8,8 @@ import math
 import shutil
 import tarfile
 import time
+from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import diffusers
@@ -181,7 +183,8 @@ def train(accelerator: Accelerator, args: argparse.Namespace, model: torch.nn.Mo
     on the main process with the averaged weights in place, every ``args.sample_every`` updates and at the end.
     """
     weights = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=args.learning_rate, betas=(0.9, 0.99), weight_decay=args.weight_decay, fused=True)
+    betas, decay = (0.9, 0.99), args.weight_decay
+    optimizer = torch.optim.AdamW(weights, lr=args.learning_rate, betas=betas, weight_decay=decay, fused=True)
     ema = EMAModel(weights, decay=args.ema_decay, use_ema_warmup=True, power=0.75)
     folder = args.output / args.stage
     checkpoint, log = folder / CHECKPOINT, folder / "loss.csv"
@@ -285,7 +288,7 @@ def train_vae(accelerator: Accelerator, args: argparse.Namespace, data: dict[str
         decoded = as_images(vae.decode(latents).sample)
         mse = np.square(decoded / 255.0 - data["images"][::7] / 255.0).mean(axis=(1, 2, 3))
         psnr = float(np.mean(-10 * np.log10(mse + 1e-10)))
-        accelerator.print(f"update {update}: {psnr:.2f} dB, latents of standard deviation {latents.std():.3f}, {seconds:.0f} s")
+        accelerator.print(f"update {update}: {psnr:.2f} dB, latents of deviation {latents.std():.3f}, {seconds:.0f} s")
         both = np.stack([data["images"][::7][5::24][:40], decoded[5::24][:40]], 1).reshape(-1, *decoded.shape[1:])
         save_grid(both, args.output / args.stage / f"samples-{update}.png", 16)
         build = build_vae(list(vae.config.block_out_channels), vae.config.latent_channels)
@@ -386,6 +389,39 @@ def build_text_encoder(tokenizer: CLIPTokenizer, hidden_size: int, num_layers: i
     return encoder
 
 
+def build_tokenizer(captions: list[str], vocab_size: int, max_tokens: int) -> CLIPTokenizer:
+    """A CLIP tokenizer with byte-pair merges of these captions; the same ones each time, unlike those of `tokenizers`."""
+    empty = CLIPTokenizer(model_max_length=max_tokens).backend_tokenizer
+    pieces = (
+        piece for text in captions for piece, _ in empty.pre_tokenizer.pre_tokenize_str(empty.normalizer.normalize_str(text))
+    )
+    words = {(*piece[:-1], piece[-1] + "</w>"): count for piece, count in Counter(pieces).items()}
+    letters = sorted({chr(code).lower() for code in range(33, 127)} | {c for word in words for c in "".join(word)[:-4]})
+    vocab = ["<|startoftext|>", "<|endoftext|>", *letters, *(letter + "</w>" for letter in letters)]
+    merges = []
+    while len(vocab) < vocab_size:
+        counts = Counter()
+        for word, count in words.items():
+            for pair in pairwise(word):
+                counts[pair] += count
+        if not counts:
+            break
+        best = max(counts, key=lambda pair: (counts[pair], pair))
+        merges.append(best)
+        if "".join(best) not in vocab:
+            vocab.append("".join(best))
+        merged = {}
+        for word, count in words.items():
+            parts, i = [], 0
+            while i < len(word):
+                step = 2 if word[i : i + 2] == best else 1
+                parts.append("".join(word[i : i + step]))
+                i += step
+            merged[tuple(parts)] = count
+        words = merged
+    return CLIPTokenizer({token: i for i, token in enumerate(vocab)}, merges, model_max_length=max_tokens)
+
+
 def full_caption(style: str, caption: str) -> str:
     """The prompt of a picture: ("noto", "red apple") is "noto emoji of a red apple"."""
     first = caption.split(":")[0].split(",")[0].split(" with ")[0].split(" of ")[0].split(" in ")[0].split()
@@ -428,18 +464,15 @@ def train_flow(accelerator: Accelerator, args: argparse.Namespace, data: dict[st
         tokenizers = [stock.tokenizer, stock.tokenizer_2]
         encoders, transformer = [stock.text_encoder, stock.text_encoder_2], stock.transformer
     else:
-        empty = CLIPTokenizer(model_max_length=args.max_tokens)
-        tokenizers = [empty.train_new_from_iterator(shown, vocab_size=args.vocab_size, show_progress=False)] * 2
+        tokenizers = [build_tokenizer(shown, args.vocab_size, args.max_tokens)] * 2
         encoders = [build_text_encoder(tokenizers[0], args.text_size, layers) for layers in args.text_layers]
         transformer = build_transformer(args.hidden_size, args.num_layers, 2 * args.text_size, *latents.shape[1:3])
     tokenize = dict(padding="max_length", truncation=True, max_length=tokenizers[0].model_max_length, return_tensors="pt")
     ids = tokenizers[0](captions, **tokenize).input_ids
     no_caption = tokenizers[0]("", **tokenize).input_ids
-    fits = (ids[:, -1] == tokenizers[0].eos_token_id).tolist()
-    rows = [[row for row in rows if fits[row]] for rows in pairs.values()]
-    rows = [variants for variants in rows if variants]
+    rows = list(pairs.values())
     weights = sum(p.numel() for module in (transformer, *encoders) for p in module.parameters())
-    accelerator.print(f"{len(rows)} pairs, {sum(map(len, rows))} of {len(shown)} pictures, {weights / 1e6:.2f} M weights")
+    accelerator.print(f"{len(rows)} pairs, {len(shown)} pictures, {weights / 1e6:.2f} M weights")
 
     model = TextToImage(transformer, encoders)
     if args.compile:
@@ -507,7 +540,8 @@ def save_pipeline(model: TextToImage, vae: AutoencoderKL, tokenizers: list[CLIPT
         tokenizer_3=T5TokenizerFast(vocab=[("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)], extra_ids=0),
     )
     pipeline.save_pretrained(partial)
-    for name in ("text_encoder", "text_encoder_2", "text_encoder_3"):  # transformers loads what this says, diffusers float32: they must agree
+    # transformers loads the type that a config names, diffusers float32: let them agree
+    for name in ("text_encoder", "text_encoder_2", "text_encoder_3"):
         config = partial / name / "config.json"
         config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
     shutil.rmtree(folder, ignore_errors=True)
@@ -554,7 +588,7 @@ def parse_args() -> argparse.Namespace:
     flow.add_argument("--text-size", type=int, default=96, help="width of each text encoder")
     flow.add_argument("--text-layers", type=int, nargs=2, default=[3, 2], help="layers of the two text encoders")
     flow.add_argument("--vocab-size", type=int, default=2048)
-    flow.add_argument("--max-tokens", type=int, default=20, help="captions that are longer are left out")
+    flow.add_argument("--max-tokens", type=int, default=20, help="captions that are longer are cut")
     flow.add_argument("--caption-dropout", type=float, default=0.1, help="share of captions hidden, for guidance")
     flow.add_argument("--held-out", type=int, default=200, help="pairs (style, concept) never shown")
     flow.add_argument("--num-images", type=int, help="train on so many pictures of one style only")
