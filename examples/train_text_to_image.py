@@ -21,7 +21,7 @@ styles. These runs made the two models that ship inside ``diffusers_kts`` (one c
         --num-images 1024 --hidden-size 128 --num-layers 3 --text-size 64 --text-layers 2 2 --vocab-size 1500 \
         --caption-dropout 0.05 --updates 24000 --stop-after 12000 --mixed-precision bf16 --compile --guidance 1
 
-More compute makes a better model of the same size. On a GPU, from the weights that ship (about 20 times what they saw):
+More compute makes a better model of the same size. On a GPU, from the weights that ship (some 20 times the pictures they saw):
 
     accelerate launch --num_processes 1 examples/train_text_to_image.py flow --data DATA --output runs/emoji-longer \
         --init-from diffusers_kts/models/emoji --vae diffusers_kts/models/emoji --updates 30000 --batch-size 256 \
