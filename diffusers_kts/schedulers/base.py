@@ -169,6 +169,12 @@ class KTSSchedulerMixin:
     def check_configuration(self) -> None:
         """Refuse what cannot be shaped, with the remedy."""
 
+    def save_config(self, *args: Any, **kwargs: Any) -> None:
+        """As in diffusers; warns that a gain that is a function is not saved."""
+        if callable(self.config.get("gain")):
+            warnings.warn("a gain that is a function is not saved; give it again after loading.", UserWarning, stacklevel=3)
+        super().save_config(*args, **kwargs)  # type: ignore[misc]
+
     def to_json_string(self) -> str:
         """The configuration; without a gain that is a function, which JSON cannot hold."""
         if not callable(self.config.get("gain")):
