@@ -160,15 +160,15 @@ def _recording_class(cls: Any) -> type:
     def step(self: Any, *args: Any, **kwargs: Any) -> Any:
         given = dict(zip(names, args, strict=False)) | kwargs
         model_output, timestep, sample = (given[name] for name in names[:3])
-        counts = hasattr(self, "step_index")
-        if not counts:  # DDIM: a number, which both look up without waiting for the device again
+        if not hasattr(self, "step_index"):  # DDIM: a number, which both look up without waiting for the device again
             timestep = given[names[1]] = int(timestep)
             args, kwargs = (), given
         result = cls.step(self, *args, **kwargs)
         schedule: Schedule = self.recorded_schedule
         if not schedule.is_of(self):  # a pipeline put its own schedule in place
             schedule = self.recorded_schedule = Schedule.of(self)
-        index = self.step_index - 1 if counts else schedule.index_of(timestep)
+        made = getattr(self, "step_index", None)
+        index = schedule.index_of(timestep) if made is None else made - 1
         begin, end = schedule.levels[index : index + 2]
         v = velocity(self, schedule, index, model_output, sample)
         if (token_timesteps := given.get("per_token_timesteps")) is not None:

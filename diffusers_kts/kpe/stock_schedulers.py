@@ -49,12 +49,14 @@ class Schedule:
 
     Attributes:
         source: the levels as the scheduler keeps them.
+        timesteps: of the evaluations, as the scheduler keeps them.
         levels: N + 1 levels in flow coordinates, ``1 - t`` (or ``t`` where the scheduler counts upwards).
         scales: signal and noise scale (alpha, sigma) of the state at each evaluation; None for a flow, whose states are flow
             coordinates.
     """
 
     source: Levels
+    timesteps: torch.Tensor
     levels: list[float]
     scales: list[tuple[float, float]] | None = None
 
@@ -63,31 +65,36 @@ class Schedule:
         """Waits for the device, as `set_timesteps`, which put the schedule there, has just done."""
         if _is_a(type(scheduler), "DDIMScheduler"):
             return _of_ddim(scheduler)
+        timesteps = scheduler.timesteps
         source = Levels.of(scheduler.sigmas.detach() if scheduler.sigmas.requires_grad else scheduler.sigmas)
         if not _is_a(type(scheduler), *DIFFUSION):
             if not exceeds_one(source.numbers):
-                return cls(source, source.numbers)
-            return cls(source, [flow_sigma(s) for s in source.numbers], [(1.0, s) for s in source.numbers])
+                return cls(source, timesteps, source.numbers)
+            return cls(source, timesteps, [flow_sigma(s) for s in source.numbers], [(1.0, s) for s in source.numbers])
         if scheduler.config.get("use_flow_sigmas", False):
-            return cls(source, source.numbers, [(1 - s, s) for s in source.numbers])
+            return cls(source, timesteps, source.numbers, [(1 - s, s) for s in source.numbers])
         alphas = [(1 + s * s) ** -0.5 for s in source.numbers]
         return cls(
-            source, [flow_sigma(s) for s in source.numbers], [(a, s * a) for a, s in zip(alphas, source.numbers, strict=True)]
+            source,
+            timesteps,
+            [flow_sigma(s) for s in source.numbers],
+            [(a, s * a) for a, s in zip(alphas, source.numbers, strict=True)],
         )
 
     def is_of(self, scheduler: Any) -> bool:
         """Whether the scheduler still has these levels; DDIM's are read once a run."""
         return _is_a(type(scheduler), "DDIMScheduler") or self.source.are_of(scheduler.sigmas)
 
-    def index_of(self, timestep: int) -> int:
+    def index_of(self, timestep: Any) -> int:
         """The evaluation at this timestep, for schedulers that count no steps.
 
         Raises:
             ValueError: the timestep is not in the schedule.
         """
-        if timestep not in self.source.numbers:
-            raise ValueError(f"timestep {timestep} is not in the schedule; pass elements of `timesteps`.")
-        return self.source.numbers.index(timestep)
+        known = self.source.numbers if self.source.tensor is self.timesteps else self.timesteps.tolist()
+        if float(timestep) not in known:
+            raise ValueError(f"timestep {float(timestep):g} is not in the schedule; pass elements of `timesteps`.")
+        return known.index(float(timestep))
 
 
 def _of_ddim(scheduler: Any) -> Schedule:
@@ -96,7 +103,7 @@ def _of_ddim(scheduler: Any) -> Schedule:
     scales = [(s**0.5, (1 - s) ** 0.5) for s in signal.tolist()]
     end = float(scheduler.final_alpha_cumprod)
     levels = [sigma / (alpha + sigma) for alpha, sigma in [*scales, (end**0.5, (1 - end) ** 0.5)]]
-    return Schedule(timesteps, levels, scales)
+    return Schedule(timesteps, scheduler.timesteps, levels, scales)
 
 
 def velocity(scheduler: Any, schedule: Schedule, index: int, model_output: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
