@@ -1,10 +1,29 @@
-"""Files of a job that appear in its folder all at once, or not at all."""
+"""Files of a job that appear in its folder all at once, or not at all; and JSON that anyone may have written."""
 
+import json
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def parse_json(text: str | bytes, kind: type[T]) -> T:
+    """The value of ``text``, which may be foreign or damaged.
+
+    Raises:
+        ValueError: not JSON, nested too deeply, or no ``kind``.
+    """
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(value, kind):
+        raise ValueError(f"it holds a {type(value).__name__} where a {kind.__name__} belongs")
+    return value
 
 
 @contextmanager

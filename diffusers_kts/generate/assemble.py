@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Iterable
+from pathlib import Path
 
 from .ledger import ASSEMBLED, Ledger
 from .storage import Store, Stored, discard
@@ -52,3 +53,10 @@ def assembled(store: Store, contents: bool) -> dict[str, int] | None:
         return noted["sums"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def check_finished(folder: Path) -> None:
+    """Raises ValueError for an output of ``kts generate`` that is not complete; any other folder passes."""
+    store = Store(str(folder))
+    if folder.is_dir() and Ledger(store).manifest() is not None and assembled(store, contents=False) is None:
+        raise ValueError(f"{folder} is not finished; run its kts generate command again, and it draws what is missing.")
