@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+from .errors import brief
+
 T = TypeVar("T")
 
 
@@ -24,6 +26,18 @@ def parse_json(text: str | bytes, kind: type[T]) -> T:
     if not isinstance(value, kind):
         raise ValueError(f"it holds a {type(value).__name__} where a {kind.__name__} belongs")
     return value
+
+
+def read_json(path: Path, kind: type[T]) -> T:
+    """The value of a JSON file.
+
+    Raises:
+        ValueError: there is no such file, or it is damaged or foreign.
+    """
+    try:
+        return parse_json(path.read_bytes(), kind)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({brief(error)})") from error
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from .. import __version__
 from ..hub import check_hub, push_to_hub
 from ..sampling.prompts import column_types, prompts_hash, read_prompts
 from .assemble import assemble, assembled
+from .columns import check_gaps
 from .drawing import Drawing
 from .formats import check_packages
 from .ledger import Claims, Ledger, Manifest
@@ -121,6 +122,7 @@ class _Job:
             self.folder = find_model(settings.model)
         self.prompts = read_prompts(settings, num_classes(self.folder))
         self.columns = column_types(self.prompts)
+        check_gaps(self.columns, [prompt.columns for prompt in self.prompts], settings.format)
         self.plan = Plan.of(settings, len(self.prompts))
 
     def run(self) -> GenerateResult:

@@ -64,7 +64,7 @@ def fitted(opened: Image.Image, shape: tuple[int, int, int]) -> np.ndarray:
     picture = ImageOps.exif_transpose(opened)
     if picture.mode.startswith(SIXTEEN_BITS):
         picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-    if picture.has_transparency_data and picture.convert("RGBA").getchannel("A").getextrema()[0] < 255:
+    if picture.has_transparency_data and np.asarray(picture.convert("RGBA"))[..., 3].min() < 255:
         raise ValueError("parts of it are transparent; put it on a background")
     picture = picture.convert("L" if shape[0] == 1 else "RGB")
     if picture.size != (shape[2], shape[1]):

@@ -37,6 +37,7 @@ from ..flow_coordinates import DIFFUSION, exploding_velocity, flow_sigma, is_kno
 from ..gain import Gain, exceeds_one
 from ..kpe.trace import KPERecorder, KPETrace, token_intervals
 from ..schedulers.host_copy import index_of
+from .complete_weights import check_weights
 
 FLOW_SCHEDULERS = (
     FlowMatchEulerDiscreteScheduler,
@@ -59,7 +60,7 @@ def load_pipeline(path: str | os.PathLike, **kwargs: Any) -> DiffusionPipeline:
     """`DiffusionPipeline.from_pretrained`, which also knows the pipeline class of this package.
 
     Raises:
-        ValueError: a local folder without a readable ``model_index.json``.
+        ValueError: a local folder without a readable ``model_index.json``, or whose weights are not complete.
     """
     index = Path(path) / "model_index.json"
     if Path(path).exists():
@@ -67,6 +68,7 @@ def load_pipeline(path: str | os.PathLike, **kwargs: Any) -> DiffusionPipeline:
             name = json.loads(index.read_text())["_class_name"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is no pipeline folder: model_index.json cannot be read ({error}).") from error
+        check_weights(Path(path), **kwargs)
         if name == "ClassConditionalFlowPipeline":
             from .pipeline_flow_class_conditional import ClassConditionalFlowPipeline
 

@@ -9,17 +9,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..generate.columns import RESERVED
+from ..files import parse_json
+from ..generate.columns import Scalar, carried
 from ..generate.settings import GenerateSettings
 
 REMEDY = "give a .txt, .jsonl, .csv or .parquet file"
-Scalar = str | int | float | bool | None
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One thing to draw: the prompt, or the name or number of a class, and the other columns of its row that are text or
-    numbers; a name that the metadata use themselves gets ``prompts_`` before it."""
+    """One thing to draw: the prompt, or the name or number of a class, and the other columns of its row, as `carried`."""
 
     text: str | int
     columns: dict[str, Scalar] = field(default_factory=dict)
@@ -98,11 +97,9 @@ def _read_jsonl(path: Path, column: str) -> Iterator[Prompt]:
             continue
         where = f"{path}, line {number}"
         try:
-            row = json.loads(line)
+            row = parse_json(line, dict)
         except ValueError as error:
-            raise ValueError(f"{where} is not JSON ({error}); give one object a line.") from error
-        if not isinstance(row, dict):
-            raise ValueError(f"{where} is a {type(row).__name__}; give one object a line.")
+            raise ValueError(f"{where} is not JSON of one object ({error}); give one per line.") from error
         yield _prompt(row, column, where)
 
 
@@ -110,13 +107,18 @@ def _read_csv(path: Path, column: str) -> Iterator[Prompt]:
     reader = csv.reader((line + "\n" for _, line in _lines(path)), strict=True)
     try:
         header = next(reader, [])
+        if twice := [name for name in header if header.count(name) > 1]:
+            raise ValueError(f"{path} has two columns {twice[0]!r}; rename one.")
         for fields in reader:
             where = f"{path}, line {reader.line_num}"
             if not fields:
                 continue
             if len(fields) != len(header):
                 raise ValueError(f"{where} has {len(fields)} fields, the header {len(header)}; quote fields with commas.")
-            yield _prompt(dict(zip(header, fields, strict=True)), column, where)
+            row = dict(zip(header, fields, strict=True))
+            if not row.get(column, "there is none").strip():
+                raise ValueError(f"{where}: the prompt is empty; fill the cell, or remove the row.")
+            yield _prompt(row, column, where)
     except csv.Error as error:
         raise ValueError(f"{path}, line {reader.line_num} is not CSV ({error}).") from error
 
@@ -130,7 +132,7 @@ def _read_parquet(path: Path, column: str) -> Iterator[Prompt]:
         rows = (row for batch in file.iter_batches() for row in batch.to_pylist())
         for number, row in enumerate(rows, 1):
             yield _prompt(row, column, f"{path}, row {number}")
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not readable Parquet ({error}).") from error
 
 
@@ -158,8 +160,7 @@ def _prompt(row: dict[str, Any], column: str, where: str) -> Prompt:
     text = row[column]
     if isinstance(text, bool) or not isinstance(text, (str, int)):
         raise ValueError(f"{where}: the prompt is {text!r}; give text, or the number of a class.")
-    carried = {str(k): v for k, v in row.items() if k != column and isinstance(v, Scalar)}
-    return Prompt(text, {f"prompts_{k}" if k in RESERVED else k: v for k, v in carried.items()})
+    return Prompt(text, carried(row, column, where))
 
 
 def column_types(prompts: Iterable[Prompt]) -> dict[str, type]:

@@ -78,7 +78,7 @@ def test_a_column_is_of_one_kind_or_refused(values):
         ("p.txt", b"ok\n\xff\xfe\n", "p.txt, line 2 is not UTF-8"),
         ("p.txt", b"\n  \n", "holds no prompts"),
         ("p.jsonl", b'{"prompt": "a"}\n{"prompt": \n', "p.jsonl, line 2 is not JSON"),
-        ("p.jsonl", b'"a"\n', "line 1 is a str"),
+        ("p.jsonl", b'"a"\n', "line 1 is not JSON of one object (it holds a str"),
         ("p.jsonl", b'{"text": "a", "n": 1}\n', "no column 'prompt'; its columns: text, n"),
         ("p.jsonl", b'{"prompt": null}\n', "line 1: the prompt is None"),
         ("p.jsonl", b'{"prompt": "a", "x": 1}\n{"prompt": "b", "x": "y"}\n', "column 'x' is int"),
