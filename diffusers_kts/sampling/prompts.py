@@ -4,7 +4,7 @@ import csv
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,12 +54,27 @@ def read_prompts(settings: GenerateSettings, num_classes: int | None) -> list[Pr
     return found
 
 
+def prompt_lines(prompts: Iterable[Prompt]) -> Iterator[bytes]:
+    """Prompts and columns as lines of JSON, in order."""
+    return (json.dumps([prompt.text, prompt.columns], sort_keys=True).encode() + b"\n" for prompt in prompts)
+
+
 def prompts_hash(prompts: Iterable[Prompt]) -> str:
     """SHA-256 of prompts and columns, in order."""
     digest = hashlib.sha256()
-    for prompt in prompts:
-        digest.update(json.dumps([prompt.text, prompt.columns], sort_keys=True).encode() + b"\n")
+    for line in prompt_lines(prompts):
+        digest.update(line)
     return digest.hexdigest()
+
+
+def first_difference(there: Sequence[bytes], prompts: Sequence[Prompt]) -> str:
+    """The first of ``prompts`` that is not as in ``there``, in words."""
+    now = list(prompt_lines(prompts))
+    number = next((i for i, (a, b) in enumerate(zip(there, now, strict=False)) if a != b), min(len(there), len(now)))
+    old, new = (
+        f"{lines[number].decode(errors='replace').strip():.80}" if number < len(lines) else "none" for lines in (there, now)
+    )
+    return f"prompt {number + 1} is {old:.80} there, {new:.80} now" if there else "the prompts are others"
 
 
 def _read_file(path: Path, column: str) -> Iterator[Prompt]:

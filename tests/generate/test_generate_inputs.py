@@ -197,7 +197,7 @@ def test_a_model_of_the_hub_is_found_in_the_cache(tmp_path, monkeypatch):
         (["--seed", 1], "seed is 0 there, 1 now"),
         (["--steps", 3], "steps is 2 there, 3 now"),
         (["--model", "memorizing"], "weights is"),
-        (["--class-labels", "1,2,3,4"], "prompts is"),
+        (["--class-labels", "1,2,3,4"], "prompt 1 is [0, {}] there, [1, {}] now"),
         (["--batch-size", 2], "batch_size is 8 there, 2 now"),
         (["--touchdown", 0.5], "touchdown is None there, 0.5 now"),
         (["--pipeline-args", "{sigmas: [1.0, 0.5]}"], "pipeline_args is"),
