@@ -16,8 +16,9 @@ import torch
 from tqdm import tqdm
 
 from . import __version__
+from .errors import brief
 from .files import written_together
-from .images.training_images import brief, load_images
+from .images.training_images import load_images
 from .kpe.trace import KPETrace
 from .memorization.fraction import MemorizedFraction, measure_memorization, memorized
 from .models import NAMES, embedded_model

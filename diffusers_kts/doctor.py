@@ -12,7 +12,7 @@ import PIL.Image
 import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, ModularPipeline
 
-from .images.training_images import brief
+from .errors import brief
 from .kpe.recording import schedulers_of
 from .models import NAMES, REMEDY, check_model_name, embedded_model
 from .pipelines.loading import load_pipeline

@@ -1,6 +1,5 @@
 """A finished output as a data set on the Hub, with a card that says how it was made."""
 
-from pathlib import Path
 from typing import Any
 
 from .generate.assemble import CANDIDATES, METADATA
@@ -39,7 +38,7 @@ def data_card(manifest: Manifest, sums: dict[str, int], folders: list[str]) -> s
     rows = "\n".join(f"| {name} | `{value}` |" for name, value in settings.items())
     noted = "\n".join(f"| {name} | {value} |" for name, value in manifest.noted.items())
     screening = f" Screening saved {sums['calls_saved']} of them." if sums["calls_saved"] else ""
-    candidates = f"\n`{CANDIDATES}` has the energies of all candidates.\n" if identity["keep_top"] is not None else ""
+    candidates = f"\n`{CANDIDATES}` has the energies of all candidates.\n" if identity.get("keep_top") is not None else ""
     return f"""---
 {head.to_yaml()}
 ---
@@ -75,14 +74,19 @@ def check_hub(settings: GenerateSettings, store: Store) -> None:
         raise ValueError(f"push_to_hub needs a local output, not {store.url}; or write to hf://datasets/owner/name directly.")
 
 
+def write_card(store: Store, manifest: Manifest, sums: dict[str, int]) -> None:
+    """Write ``README.md``, from which `datasets` knows which files are the data, whatever else is in the folder."""
+    folders = [name.rstrip("/").rpartition("/")[2] for name in store.names("")]
+    store.write("README.md", data_card(manifest, sums, folders).encode())
+
+
 def push_to_hub(settings: GenerateSettings, store: Store, manifest: Manifest, sums: dict[str, int]) -> str:
     """Upload the folder with its card; returns the address of the data set. Repeated, it sends only what has changed.
 
     Raises:
         OSError: the Hub cannot be reached or refuses.
     """
-    folders = [path.name for path in Path(store.root).iterdir()]
-    store.write("README.md", data_card(manifest, sums, folders).encode())
+    write_card(store, manifest, sums)
     message = f"{sums['samples']} samples by kts generate"
     repo = str(settings.push_to_hub)
     return upload(store.root, repo, "dataset", settings.public, message, [f"{PRIVATE}/*"], what="the data set")

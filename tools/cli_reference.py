@@ -1,6 +1,6 @@
 """Write ``docs/reference/cli.md``, the reference of the command ``kts``, from the commands themselves.
 
-    python tools/cli_reference.py
+python tools/cli_reference.py
 """
 
 from pathlib import Path

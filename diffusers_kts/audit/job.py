@@ -20,10 +20,11 @@ from safetensors.torch import load_file, save
 from tqdm import tqdm
 
 from .. import __version__
+from ..errors import brief
 from ..features.checkpoints import sha256
 from ..features.feature_space import FeatureSpace, feature_space
 from ..files import written_together
-from ..images.training_images import brief, load_images
+from ..images.training_images import load_images
 from ..kpe.trace import KPETrace
 from ..memorization.fraction import THRESHOLD
 from ..models import NAMES, embedded_model

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from ..images.training_images import brief, resized
+from ..errors import brief
+from ..images.training_images import resized
 from ..kpe.stock_schedulers import is_flow_matching
 from ..kpe.trace import KPETrace
 from ..memorization.controls import finished, spread_evenly, with_equal_noise

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from .. import __version__
 from ..features.inception import PUBLISHED
 from ..files import written_together
+from ..generate.assemble import check_finished
 from ..images.image_sets import KEPT, open_images
 from ..images.training_images import load_images
 from ..sampling.devices import usable_device
@@ -112,6 +113,8 @@ def evaluate(
     for file in files:
         if file.resolve() in read:
             raise ValueError(f"{file} is to be measured and to be written; give another file to write.")
+    for folder in read:
+        check_finished(folder)
     where = usable_device(device)
     samples = open_images(Path(images), image_size)
     training = None

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..images.training_images import brief
+from ..errors import brief
 from .checkpoints import sha256
 
 BATCH_SIZE = 64

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 
-from ..images.training_images import brief
+from ..errors import brief
 from ..kpe.trace import KPETrace
 from ..models import NAMES, REMEDY, check_model_name, embedded_model
 from ..pipelines.loading import load_pipeline

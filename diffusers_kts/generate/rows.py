@@ -7,6 +7,7 @@ from ..kpe.trace import KPETrace
 from ..sampling.prompts import Prompt
 from ..seeding import sample_seed
 from ..shaping import SHAPING
+from .columns import as_written
 from .settings import ENERGIES, GenerateSettings
 
 
@@ -27,7 +28,7 @@ class Rows:
         guidance_scale: float | None,
     ) -> None:
         self.settings, self.prompts, self.id2label, self.guidance_scale = settings, prompts, id2label, guidance_scale
-        self.carried: dict[str, Any] = dict.fromkeys(columns)
+        self.columns = columns
 
     def __call__(self, indices: Sequence[int], trace: KPETrace) -> list[dict[str, Any]]:
         """A row per sample of ``trace``, whose index in the job is given, without ``file_name``."""
@@ -43,8 +44,11 @@ class Rows:
             row |= {"prompt_index": number, "candidate": index % s.images_per_prompt}
             row |= {"seed": s.seed, "generator_seed": sample_seed(s.seed, index)}
             row |= {name: energies[name][position] for name in (*ENERGIES, "per_dim")}
-            rows.append(row | constant | self.carried | prompt.columns)
+            rows.append(row | constant | self._carried(prompt))
         return rows
+
+    def _carried(self, prompt: Prompt) -> dict[str, Any]:
+        return {name: as_written(prompt.columns.get(name), kind, self.settings.format) for name, kind in self.columns.items()}
 
     def _subject(self, prompt: Prompt) -> dict[str, Any]:
         if self.id2label is None:

@@ -45,7 +45,7 @@ def read_mapping(text: str) -> dict[str, Any]:
             source = str(path)
             text = path.read_text(encoding="utf-8")
         value = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ValueError(f"{source} cannot be read ({' '.join(str(error).split())}); give a JSON or YAML mapping.") from error
     if value is None:
         return {}

@@ -51,3 +51,23 @@ def upload(
             f"{what or folder} is complete, but {repo} cannot be written ({reason}); run the command again."
         ) from error
     return str(url)
+
+
+def reach(repo: str) -> None:
+    """Ask the Hub who is logged in, before there is anything to upload.
+
+    Raises:
+        OSError: it cannot be reached, or this user may not write to ``repo``.
+    """
+    import huggingface_hub
+
+    try:
+        user = huggingface_hub.HfApi().whoami()
+        owners = {user.get("name"), *(organization.get("name") for organization in user.get("orgs", []))}
+        if repo.partition("/")[0] not in owners:
+            raise PermissionError(f"it belongs to none of {', '.join(sorted(filter(None, owners)))}")
+        if user.get("auth", {}).get("accessToken", {}).get("role") == "read":
+            raise PermissionError("the token may only read")
+    except Exception as error:  # whatever the network or the Hub make it raise
+        reason = " ".join(str(error).split())
+        raise OSError(f"{repo} cannot be written ({reason}); log in with hf auth login, or leave the upload out.") from error

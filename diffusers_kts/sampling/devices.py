@@ -2,7 +2,7 @@
 
 import torch
 
-from ..images.training_images import brief
+from ..errors import brief
 
 
 def usable_device(name: str) -> torch.device:

@@ -4,22 +4,21 @@ import csv
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..generate.columns import RESERVED
+from ..files import parse_json
+from ..generate.columns import Scalar, carried
 from ..generate.settings import GenerateSettings
 
 REMEDY = "give a .txt, .jsonl, .csv or .parquet file"
-Scalar = str | int | float | bool | None
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One thing to draw: the prompt, or the name or number of a class, and the other columns of its row that are text or
-    numbers; a name that the metadata use themselves gets ``prompts_`` before it."""
+    """One thing to draw: the prompt, or the name or number of a class, and the other columns of its row, as `carried`."""
 
     text: str | int
     columns: dict[str, Scalar] = field(default_factory=dict)
@@ -55,12 +54,27 @@ def read_prompts(settings: GenerateSettings, num_classes: int | None) -> list[Pr
     return found
 
 
+def prompt_lines(prompts: Iterable[Prompt]) -> Iterator[bytes]:
+    """Prompts and columns as lines of JSON, in order."""
+    return (json.dumps([prompt.text, prompt.columns], sort_keys=True).encode() + b"\n" for prompt in prompts)
+
+
 def prompts_hash(prompts: Iterable[Prompt]) -> str:
     """SHA-256 of prompts and columns, in order."""
     digest = hashlib.sha256()
-    for prompt in prompts:
-        digest.update(json.dumps([prompt.text, prompt.columns], sort_keys=True).encode() + b"\n")
+    for line in prompt_lines(prompts):
+        digest.update(line)
     return digest.hexdigest()
+
+
+def first_difference(there: Sequence[bytes], prompts: Sequence[Prompt]) -> str:
+    """The first of ``prompts`` that is not as in ``there``, in words."""
+    now = list(prompt_lines(prompts))
+    number = next((i for i, (a, b) in enumerate(zip(there, now, strict=False)) if a != b), min(len(there), len(now)))
+    old, new = (
+        f"{lines[number].decode(errors='replace').strip():.80}" if number < len(lines) else "none" for lines in (there, now)
+    )
+    return f"prompt {number + 1} is {old:.80} there, {new:.80} now" if there else "the prompts are others"
 
 
 def _read_file(path: Path, column: str) -> Iterator[Prompt]:
@@ -98,11 +112,9 @@ def _read_jsonl(path: Path, column: str) -> Iterator[Prompt]:
             continue
         where = f"{path}, line {number}"
         try:
-            row = json.loads(line)
+            row = parse_json(line, dict)
         except ValueError as error:
-            raise ValueError(f"{where} is not JSON ({error}); give one object a line.") from error
-        if not isinstance(row, dict):
-            raise ValueError(f"{where} is a {type(row).__name__}; give one object a line.")
+            raise ValueError(f"{where} is not JSON of one object ({error}); give one per line.") from error
         yield _prompt(row, column, where)
 
 
@@ -110,13 +122,18 @@ def _read_csv(path: Path, column: str) -> Iterator[Prompt]:
     reader = csv.reader((line + "\n" for _, line in _lines(path)), strict=True)
     try:
         header = next(reader, [])
+        if twice := [name for name in header if header.count(name) > 1]:
+            raise ValueError(f"{path} has two columns {twice[0]!r}; rename one.")
         for fields in reader:
             where = f"{path}, line {reader.line_num}"
             if not fields:
                 continue
             if len(fields) != len(header):
                 raise ValueError(f"{where} has {len(fields)} fields, the header {len(header)}; quote fields with commas.")
-            yield _prompt(dict(zip(header, fields, strict=True)), column, where)
+            row = dict(zip(header, fields, strict=True))
+            if not row.get(column, "there is none").strip():
+                raise ValueError(f"{where}: the prompt is empty; fill the cell, or remove the row.")
+            yield _prompt(row, column, where)
     except csv.Error as error:
         raise ValueError(f"{path}, line {reader.line_num} is not CSV ({error}).") from error
 
@@ -130,7 +147,7 @@ def _read_parquet(path: Path, column: str) -> Iterator[Prompt]:
         rows = (row for batch in file.iter_batches() for row in batch.to_pylist())
         for number, row in enumerate(rows, 1):
             yield _prompt(row, column, f"{path}, row {number}")
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not readable Parquet ({error}).") from error
 
 
@@ -158,8 +175,7 @@ def _prompt(row: dict[str, Any], column: str, where: str) -> Prompt:
     text = row[column]
     if isinstance(text, bool) or not isinstance(text, (str, int)):
         raise ValueError(f"{where}: the prompt is {text!r}; give text, or the number of a class.")
-    carried = {str(k): v for k, v in row.items() if k != column and isinstance(v, Scalar)}
-    return Prompt(text, {f"prompts_{k}" if k in RESERVED else k: v for k, v in carried.items()})
+    return Prompt(text, carried(row, column, where))
 
 
 def column_types(prompts: Iterable[Prompt]) -> dict[str, type]:

@@ -26,9 +26,9 @@ import numpy as np
 import torch
 from scipy.stats import norm
 
+from ..errors import brief
 from ..features.feature_space import FeatureSpace
 from ..features.frechet import FeatureStatistics, frechet_distance
-from ..images.training_images import brief
 from ..kpe.trace import KPETrace
 from ..memorization.fraction import bootstrap_interval, distinct_images, measure_memorization, paired_difference
 

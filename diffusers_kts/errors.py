@@ -1,0 +1,6 @@
+"""What went wrong, in few words."""
+
+
+def brief(error: BaseException) -> str:
+    """The first line of what went wrong."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
