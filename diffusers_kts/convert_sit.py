@@ -7,8 +7,8 @@ from pathlib import Path
 from accelerate import init_empty_weights
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
 
+from .errors import brief
 from .files import check_new, new_folder
-from .images.training_images import brief
 from .models.sit_weights import (
     check_training,
     check_values,

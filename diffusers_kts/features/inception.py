@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from ..images.training_images import brief
+from ..errors import brief
 from .checkpoints import sha256
 from .feature_space import FeatureSpace
 from .frechet import FeatureStatistics, PrecisionRecall

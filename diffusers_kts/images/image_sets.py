@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image
 
+from ..errors import brief
 from ..generate.assemble import METADATA, assembled
 from ..generate.ledger import Ledger
 from ..generate.storage import Store
 from .arrays import ImageArray
-from .training_images import SUFFIXES, brief, fitted
+from .training_images import SUFFIXES, fitted
 
 # columns of an output's rows that are kept: what was asked for, and the energies
 KEPT = (

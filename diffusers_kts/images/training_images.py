@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+from ..errors import brief
 from .arrays import REMEDY, ImageArray
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
@@ -73,8 +74,3 @@ def fitted(picture: Any, shape: tuple[int, int, int]) -> np.ndarray:
     if picture.size != (shape[2], shape[1]):
         picture = ImageOps.fit(picture, (shape[2], shape[1]), Image.Resampling.BILINEAR)
     return np.asarray(picture)
-
-
-def brief(error: Exception) -> str:
-    """The first line of what went wrong."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from ..images.training_images import brief
+from ..errors import brief
 from .transformer_sit import TIME_FREQUENCIES
 
 SIZES = {(12, 384): ("S", 6), (12, 768): ("B", 12), (24, 1024): ("L", 16), (28, 1152): ("XL", 16)}  # (blocks, width): heads
