@@ -1,4 +1,4 @@
-"""What went wrong, in few words."""
+"""Errors of other programs, in a few words for a sentence of this one."""
 
 
 def brief(error: BaseException) -> str:

@@ -6,7 +6,7 @@ A small convolutional classifier is trained on the real training images and judg
 plain 50-step samples of the generalizing model. Samples of the memorizing model, 100 steps, plain and with every preset from
 the same noises: F_mem (share with d1/d2 < 1/3, L2 in pixels) against its training images, and FD, the Frechet distance to the
 real test images in the classifier's last hidden layer. Writes ``benchmarks/results/embedded_models.json``, from which
-``kts card`` writes the models' cards, and the table of the README.
+``tools/cards.py`` writes the models' cards, and the table of the README.
 """
 
 import argparse

@@ -24,13 +24,8 @@ from benchmarks.science.judge import Judge, Verdict
 from benchmarks.science.laboratory import NUM_CLASSES, Laboratory, Sampler, load_model
 from diffusers_kts.gain import SCHEDULES
 from diffusers_kts.memorization.controls import finished, spread_evenly, with_equal_noise
-from diffusers_kts.memorization.fraction import (
-    PairedDifference,
-    measure_memorization,
-    memorized_fraction,
-    nearest_neighbors,
-    paired_difference,
-)
+from diffusers_kts.memorization.fraction import PairedDifference, measure_memorization, memorized_fraction, paired_difference
+from diffusers_kts.memorization.neighbors import nearest_neighbors
 
 PLAIN = Sampler()
 CELEBA = {(0, 0): (16.68, 37.34), (0.01, 0.01): (14.35, 31.22), (0.02, 0): (11.27, 36.78), (0, 0.02): (86.56, 19.36)}

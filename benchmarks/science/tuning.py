@@ -18,7 +18,8 @@ import torch
 
 from benchmarks.report import environment, parser, table, write_page
 from benchmarks.science.fashion_mnist import Classifier, Data, load_data
-from diffusers_kts.tune.job import TuneSettings, tune
+from diffusers_kts.tune.job import tune
+from diffusers_kts.tune.settings import TuneSettings
 
 TOLERANCE = 0.1
 STUDIES: dict[str, dict[str, Any]] = {
@@ -80,10 +81,10 @@ def main() -> None:
     classifier = Classifier(data, args.epochs, args.cache)
     shared = {
         "features": str(export_features(classifier, folder / "classifier.pt2")),
-        "reference_images": save_test_images(data, folder / "test-images.npy"),
+        "reference": save_test_images(data, folder / "test-images.npy"),
         "num_samples": args.num_samples,
         "fresh_samples": args.fresh_samples,
-        "steps": args.steps,
+        "num_inference_steps": args.steps,
         "seed": args.seeds[0],
     }
     reports = {}

@@ -45,7 +45,7 @@ def write_report(
         training=report["training_images"],
         neighbor_space=report["neighbor_space"],
         frechet_space=report["frechet_space"],
-        reference_images=report["reference_images"],
+        reference=report["reference"],
         reference_kind="training" if _same_reference(report) else "reference",
         manifold_k=plain.manifold.k,
         rows=[_row(name, findings) for name, findings in found.items()],
@@ -61,7 +61,7 @@ def write_report(
 
 def _same_reference(report: Mapping[str, Any]) -> bool:
     digests = report["audit"]["sha256"]
-    return bool(digests["training_images"] == digests["reference_images"])
+    return bool(digests["training_images"] == digests["reference"])
 
 
 def _row(name: str, findings: Findings) -> dict[str, Any]:

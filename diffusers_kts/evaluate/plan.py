@@ -9,14 +9,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..features.choice import MOST_PIXELS, feature_space
 from ..features.clip_score import CHECKPOINT as CLIP
 from ..features.clip_score import ClipScore
 from ..features.dinov2 import CHECKPOINT as DINOV2
 from ..features.dinov2 import dinov2_space
-from ..features.feature_space import FeatureSpace, feature_space
+from ..features.feature_space import FeatureSpace
 from ..features.inception import NEIGHBORS, SPLITS, Inception
 from ..images.image_sets import ImageSet
-from ..memorization.fraction import distinct_images
+from ..memorization.neighbors import distinct_images
 from .reference_set import ReferenceSet
 
 SPACE = {  # in which each metric of features is taken
@@ -28,7 +29,6 @@ FRECHET = ("fid", "fd-dinov2", "fd")  # for these, mean and covariance of the re
 FEWEST = {  # images of each kind; a split of the Inception Score that has one image scores 1, whatever it is
     "fid": 2, "fd-dinov2": 2, "fd": NEIGHBORS + 1, "precision-recall": NEIGHBORS + 1, "is": 2 * SPLITS,
 }  # fmt: skip
-MOST_PIXELS = 4096  # numbers of an image in the space of pixels, whose covariance has as many rows
 ENERGY, PER_DIM = "path_energy_total", "per_dim"
 
 

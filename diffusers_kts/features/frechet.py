@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from scipy.linalg import eigh, svdvals
 
-from ..memorization.fraction import nearest_neighbors
+from ..memorization.neighbors import nearest_neighbors
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,16 +28,16 @@ from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 from tqdm import tqdm
 
 from .. import __version__
-from ..hub import check_hub, push_to_hub, write_card
-from ..publish.upload import reach
+from ..hub import reach
+from ..sampling.columns import check_gaps
+from ..sampling.find import find_model, fingerprint, num_classes
 from ..sampling.prompts import column_types, first_difference, prompt_lines, prompts_hash, read_prompts
+from ..sampling.sampler import Sampler
 from .assemble import assemble, assembled
-from .columns import check_gaps
 from .drawing import Drawing
 from .formats import check_packages
 from .ledger import Claims, Ledger, Manifest
 from .media import Sample, encode
-from .model import Model, find_model, fingerprint, num_classes
 from .orphan import end_with_launcher
 from .plan import Plan
 from .progress import Progress
@@ -45,6 +45,7 @@ from .rows import Rows
 from .selection import Selector
 from .settings import GenerateSettings
 from .storage import PRIVATE, Store
+from .upload import check_hub, push_to_hub, write_card
 from .verify import Inspection, block_name, inspect_output, is_damaged
 
 CONFIG = "config.yaml"
@@ -138,7 +139,7 @@ class _Job:
         manifest, before = self._on_main(self._compare)
         if before is not None and not before.missing and not before.damaged and not self.settings.dry_run:
             return self._on_main(lambda: self._finish(manifest, GenerateResult(True), self._assembled()))
-        self.model = Model(self.folder, self.settings, self.accelerator.device)
+        self.model = Sampler(self.folder, self.settings, self.accelerator.device, self.settings.shaping)
         self.selector = Selector(self.model, self.settings) if self.settings.keep_top is not None else None
         self.rows = Rows(self.settings, self.prompts, self.columns, self.model.id2label, self.model.argument("guidance_scale"))
         plan = self._on_main(lambda: self._try(before))

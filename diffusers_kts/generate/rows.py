@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..kpe.trace import KPETrace
+from ..sampling.columns import as_written
 from ..sampling.prompts import Prompt
 from ..seeding import sample_seed
 from ..shaping import SHAPING
-from .columns import as_written
 from .settings import ENERGIES, GenerateSettings
 
 
@@ -29,6 +29,7 @@ class Rows:
     ) -> None:
         self.settings, self.prompts, self.id2label, self.guidance_scale = settings, prompts, id2label, guidance_scale
         self.columns = columns
+        self.negative = settings.negative_prompt is not None or any(prompt.arguments for prompt in prompts)
 
     def __call__(self, indices: Sequence[int], trace: KPETrace) -> list[dict[str, Any]]:
         """A row per sample of ``trace``, whose index in the job is given, without ``file_name``."""
@@ -52,8 +53,8 @@ class Rows:
 
     def _subject(self, prompt: Prompt) -> dict[str, Any]:
         if self.id2label is None:
-            negative = self.settings.negative_prompt
-            return {"prompt": prompt.text} | ({} if negative is None else {"negative_prompt": negative})
+            negative = {"negative_prompt": self.settings.negative_prompt} if self.negative else {}
+            return {"prompt": prompt.text} | negative | prompt.arguments
         by_name = {name.lower(): key for key, name in self.id2label.items()}
         label = by_name[prompt.text.lower()] if isinstance(prompt.text, str) else prompt.text
         return {"label": label, "class_name": self.id2label.get(label, str(label))}

@@ -18,10 +18,10 @@ from ..flow_coordinates import exceeds_one
 from ..kpe.trace import KPETrace
 from ..presets import PRESETS
 from ..sampling.prompts import Prompt
+from ..sampling.sampler import Drawn, Sampler
 from ..schedulers.scheduling_kts_flow_match import KTSFlowMatchScheduler
 from ..seeding import sample_seed
 from .media import NotFinite
-from .model import Drawn, Model
 from .plan import Block
 from .settings import GenerateSettings
 
@@ -87,7 +87,7 @@ class Selector:
         ValueError: the sampler cannot be stopped half-way.
     """
 
-    def __init__(self, model: Model, settings: GenerateSettings) -> None:
+    def __init__(self, model: Sampler, settings: GenerateSettings) -> None:
         self.model, self.settings = model, settings
         self.scheduler: PartialSchedule | None = None
         if settings.screen_steps is not None:
@@ -113,7 +113,7 @@ class Selector:
             both, _ = self._part(slice(0, 2), indices, prompts)
             _, latents = self._part(slice(0, 1), indices, prompts)
             second, _ = self._part(slice(1, 2), indices, prompts, latents)
-        except Exception as error:  # as in Model.trial
+        except Exception as error:  # as in Sampler.trial
             raise ValueError(f"{self.model.name} cannot be screened with these settings: {error}") from error
         steps = self.settings.screen_steps
         if steps is not None and steps >= self.scheduler.whole:
@@ -179,7 +179,7 @@ class Selector:
         scheduler = self.scheduler
         assert scheduler is not None
         scheduler.part, scheduler.begins_at = part, latents
-        changes = {} if latents is None else {"latents": latents}
+        changes: dict[str, Any] = {} if latents is None else {"latents": latents}
         drawn = self.model.draw(indices, prompts, decode, **changes)
         assert scheduler.latents is not None
         return drawn, scheduler.latents

@@ -129,7 +129,9 @@ def _example_data_set() -> str:
 
     with tempfile.TemporaryDirectory() as folder:
         labels = ",".join(load().subjects[1:])
-        run_generate(GenerateSettings(model=NAMES[0], class_labels=labels, images_per_prompt=4, steps=50, output=folder))
+        run_generate(
+            GenerateSettings(model=NAMES[0], class_labels=labels, images_per_prompt=4, num_inference_steps=50, output=folder)
+        )
         return data_set_card(Path(folder))
 
 

@@ -17,10 +17,10 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from .objectives import Objective
+from .settings import PIECES
 
 SHARES = (8, 4, 2, 1)  # rung i is drawn with num_samples / SHARES[i] samples
 RESOURCES = tuple(SHARES[0] // share for share in SHARES)  # what optuna calls the rungs
-PIECES = 2 * SHARES[0]  # the first rung has two halves
 Halves = list[list[float]]  # values of the objectives with the first half of a rung's samples, and with the second
 
 

@@ -30,10 +30,11 @@ from ..errors import brief
 from ..features.feature_space import FeatureSpace
 from ..features.frechet import FeatureStatistics, frechet_distance
 from ..kpe.trace import KPETrace
-from ..memorization.fraction import bootstrap_interval, distinct_images, measure_memorization, paired_difference
+from ..memorization.fraction import bootstrap_interval, measure_memorization, paired_difference
+from ..memorization.neighbors import distinct_images
+from .settings import MAXIMIZE, MINIMIZE, objective_name
 
 NAMED = ("frechet", "f_mem", "settling", "calls", "energy")
-MINIMIZE, MAXIMIZE = "minimize", "maximize"
 RESAMPLES = 100  # of a Frechet distance, whose interval needs their standard deviation only
 Score = Callable[[torch.Tensor, KPETrace], Any]
 
@@ -156,12 +157,6 @@ def find_objective(choice: str | Score, direction: str | None, yardsticks: Yards
     }
     of, label = readers[choice]
     return Objective(choice, direction, of, label)
-
-
-def objective_name(choice: str | Score) -> str:
-    return (
-        choice if isinstance(choice, str) else f"{choice.__module__}:{getattr(choice, '__qualname__', type(choice).__name__)}"
-    )
 
 
 def load_score(choice: str) -> Score:

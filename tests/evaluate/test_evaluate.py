@@ -44,7 +44,9 @@ def pooled(images):
 def drawn(tmp_path_factory):
     """An output of kts generate, of 24 samples, many of them copies of training images."""
     folder = tmp_path_factory.mktemp("drawn") / "out"
-    assert run_generate(GenerateSettings(output=str(folder), model="memorizing", num_prompts=24, steps=12)).complete
+    assert run_generate(
+        GenerateSettings(output=str(folder), model="memorizing", num_prompts=24, num_inference_steps=12)
+    ).complete
     return folder
 
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusers_kts.features.feature_space import FeatureSpace, feature_space
+from diffusers_kts.features.choice import feature_space
+from diffusers_kts.features.feature_space import FeatureSpace
 from diffusers_kts.images.training_images import load_images, resized
 
 

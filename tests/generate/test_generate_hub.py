@@ -10,7 +10,18 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
-JOB = ["--class-labels", "Bag,Coat,Shirt", "--images-per-prompt", 3, "--keep-top", 1, "--steps", 3, "--output", "out"]
+JOB = [
+    "--class-labels",
+    "Bag,Coat,Shirt",
+    "--images-per-prompt",
+    3,
+    "--keep-top",
+    1,
+    "--num-inference-steps",
+    3,
+    "--output",
+    "out",
+]
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ def save(folder, arrays):
 def drawn(tmp_path_factory):
     folder = tmp_path_factory.mktemp("drawn")
     for format in FORMATS:
-        job = {"num_prompts": 5, "steps": 2, "batch_size": 2, "shard_size": 2, "format": format}
+        job = {"num_prompts": 5, "num_inference_steps": 2, "batch_size": 2, "shard_size": 2, "format": format}
         assert run_generate(GenerateSettings(output=str(folder / format), **job)).complete
     return folder
 

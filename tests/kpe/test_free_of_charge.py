@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 import diffusers_kts
-from diffusers_kts.memorization.fraction import nearest_neighbors
+from diffusers_kts.memorization.neighbors import nearest_neighbors
 
 ROOT = Path(__file__).parents[2]
 STOCK = {

@@ -1,7 +1,8 @@
-"""``kts card`` and ``kts publish``: cards from measured numbers, folders as they go up, refusals, and the upload itself."""
+"""``tools/cards.py`` and ``kts publish``: cards from measured numbers, folders as they go up, refusals, the upload itself."""
 
 import json
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -25,7 +26,7 @@ CARDS = ROOT / "model_cards"
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "dataset"])
 def test_cards_are_what_the_results_say(kind):
-    assert (CARDS / f"{kind}.md").read_text() == card(kind, RESULTS).text, f"run kts card --overwrite {kind}"
+    assert (CARDS / f"{kind}.md").read_text() == card(kind, RESULTS).text, f"run python tools/cards.py --overwrite {kind}"
     for picture in card(kind, RESULTS).pictures:
         assert (CARDS / picture).stat().st_size < 300_000
     assert not unsourced_numbers((CARDS / f"{kind}.md").read_text(), RESULTS.glob("*.json"))
@@ -60,25 +61,42 @@ def test_space_files_agree_with_the_package():
     assert SpaceCard((CARDS / "space.md").read_text()).data.sdk_version == version("gradio")
 
 
-def test_a_number_without_a_source_is_refused(kts, tmp_path):
+@pytest.fixture
+def cards(monkeypatch, capsys, tmp_path):
+    """Run ``python tools/cards.py ...`` in an empty folder; returns exit code and standard error."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*args):
+        monkeypatch.setattr(sys, "argv", ["cards.py", *map(str, args)])
+        try:
+            runpy.run_path(str(ROOT / "tools" / "cards.py"), run_name="__main__")
+            code = 0
+        except SystemExit as stop:
+            code = stop.code
+        return code, capsys.readouterr().err
+
+    return run
+
+
+def test_a_number_without_a_source_is_refused(cards, tmp_path):
     measured = tmp_path / "results"
     shutil.copytree(RESULTS, measured)
     stored = json.loads((measured / "embedded_models.json").read_text())
     del stored["memorizing"]["presets"]
     (measured / "embedded_models.json").write_text(json.dumps(stored))
-    code, _, err = kts("card", "memorizing", "--results", measured)
+    code, err = cards("memorizing", "--results", measured)
     assert code == 2 and "memorizing / presets" in err and not (tmp_path / "model_cards").exists()
-    code, _, err = kts("card", "scheduler", "--results", tmp_path)
+    code, err = cards("scheduler", "--results", tmp_path)
     assert code == 2 and "embedded_models.json is missing" in err
 
 
-def test_a_card_is_replaced_on_request_only(kts, tmp_path):
+def test_a_card_is_replaced_on_request_only(cards, tmp_path):
     (tmp_path / "model_cards").mkdir()
     (tmp_path / "model_cards/scheduler.md").write_text("mine")
-    code, _, err = kts("card", "scheduler", "--results", RESULTS)
+    code, err = cards("scheduler", "--results", RESULTS)
     assert code == 2 and "scheduler.md exists; add --overwrite" in err
     assert (tmp_path / "model_cards/scheduler.md").read_text() == "mine"
-    assert kts("card", "scheduler", "--results", RESULTS, "--overwrite")[0] == 0
+    assert cards("scheduler", "--results", RESULTS, "--overwrite")[0] == 0
 
 
 def test_figures_are_held_against_their_source(tmp_path):
@@ -150,7 +168,7 @@ def test_space_folder_is_whole(kts, tmp_path):
 def test_a_data_set_needs_a_finished_job(kts, tmp_path):
     code, _, err = kts("publish", "dataset", "--source", tmp_path, "--dry-run")
     assert code == 2 and "no finished output of kts generate" in err
-    assert kts("generate", "--class-labels", "Bag,Coat", "--steps", 2, "--output", "out")[0] == 0
+    assert kts("generate", "--class-labels", "Bag,Coat", "--num-inference-steps", 2, "--output", "out")[0] == 0
     code, out, err = kts("publish", "dataset", "--source", "out", "--dry-run")
     assert code == 0 and ".kts" not in out, err
     assert DatasetCard.load(tmp_path / "kts-publish" / "README.md").data.configs
