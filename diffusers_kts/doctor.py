@@ -10,7 +10,8 @@ import PIL.Image
 import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, ModularPipeline
 
-from .pipelines.pipeline_kpe_monitor import KPEMonitorPipeline, schedulers_of
+from .kpe.recording import schedulers_of
+from .pipelines.pipeline_kpe_monitor import KPEMonitorPipeline
 from .presets import PRESETS
 from .schedulers.base import KTSSchedulerMixin, ScheduleTable
 from .schedulers.replacement import fitting_scheduler

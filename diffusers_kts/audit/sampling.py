@@ -10,13 +10,14 @@ import torch
 from ..images.training_images import resized
 from ..kpe.trace import KPETrace
 from ..memorization.controls import finished, spread_evenly, with_equal_noise
-from ..presets import PRESETS
 from ..sampling.comparison import Compared
 from ..sampling.prompts import Prompt, in_turn
 from ..sampling.sampler import Sampler, after_each_step
 from ..schedulers.scheduling_kts_flow_match import KTSFlowMatchScheduler
 from ..seeding import sample_generators
+from ..shaping import Shaping
 
+OFF = Shaping(alpha_0=0.0, beta_0=0.0)
 DECODING_STEPS = 2  # a single step leaves a schedule with a terminal shift (LTX) undefined
 SAMPLERS = {
     "euler": "plain Euler",
@@ -33,10 +34,10 @@ DRAWN = ("euler", "kts", "touchdown", "even")  # those that call the network at 
 class ObservedScheduler(KTSFlowMatchScheduler):
     """`KTSFlowMatchScheduler` that keeps the network's last output."""
 
-    velocity: torch.Tensor
+    output: torch.Tensor
 
     def step(self, model_output: Any, timestep: Any, sample: Any, *args: Any, **kwargs: Any) -> Any:
-        self.velocity = model_output
+        self.output = model_output
         return super().step(model_output, timestep, sample, *args, **kwargs)
 
 
@@ -109,7 +110,7 @@ class AuditSampler:
             advance(name, num_steps - runs[name].trace.num_steps)  # a touchdown takes fewer
         kts = runs["kts"]
         gains, sigmas = kts.trace.gains, kts.trace.sigmas
-        even = spread_evenly(gains, sigmas) | {"tau_split": kts.trace.tau_split}
+        even = Shaping(**(spread_evenly(gains, sigmas) | {"tau_split": kts.trace.tau_split}))
         runs["even"] = self.run(block, even, partial(advance, "even", 1))
         ends = {
             "noise": with_equal_noise(runs["euler"].latents, kts.latents, generators),
@@ -121,7 +122,7 @@ class AuditSampler:
     def run(
         self,
         block: range,
-        shaping: Mapping[str, Any],
+        shaping: Shaping,
         advance: Callable[[], None] = lambda: None,
         generators: list[torch.Generator] | None = None,
     ) -> Run:
@@ -136,11 +137,11 @@ class AuditSampler:
         drawn = self.sampler.draw(
             block, in_turn(self.prompts, block), generators=generators, callback_on_step_end=after_each_step(keep)
         )
-        return Run(drawn.images.clamp(0, 1), drawn.trace, latents[0], scheduler.velocity)
+        return Run(drawn.images.clamp(0, 1), drawn.trace, latents[0], scheduler.output)
 
     def decode(self, block: range, latents: torch.Tensor) -> torch.Tensor:
         """Images of given latents, by the pipeline itself: a short call whose every result is replaced."""
-        self.sampler.shape(KTSFlowMatchScheduler, PRESETS["off"])
+        self.sampler.shape(KTSFlowMatchScheduler, OFF)
         drawn = self.sampler.draw(
             block,
             in_turn(self.prompts, block),

@@ -14,12 +14,11 @@ import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from ..gain import exceeds_one
+from ..flow_coordinates import exceeds_one
 from ..kpe.trace import KPETrace
 from ..presets import PRESETS
 from ..sampling.prompts import Prompt
 from ..sampling.sampler import Drawn, Sampler
-from ..schedulers.host_copy import HostCopy
 from ..schedulers.scheduling_kts_flow_match import KTSFlowMatchScheduler
 from ..seeding import sample_seed
 from .media import NotFinite
@@ -50,7 +49,6 @@ class PartialSchedule(KTSFlowMatchScheduler):
         self.whole = len(self.timesteps)
         start, stop, _ = self.part.indices(self.whole)
         self.timesteps, self.sigmas = self.timesteps[start:stop], self.sigmas[start : stop + 1]
-        self._levels = HostCopy.of(self.sigmas, self._levels.numbers[start : stop + 1])
         self.num_inference_steps = len(self.timesteps)
 
     @functools.wraps(KTSFlowMatchScheduler.step)
@@ -100,7 +98,9 @@ class Selector:
                     "add a --preset (off is plain Euler), or leave --screen-steps out."
                 )
             plain = PRESETS["off"] if type(own) is FlowMatchEulerDiscreteScheduler else {}
-            self.scheduler = PartialSchedule.from_config(own.config, **(settings.shaping or plain))
+            self.scheduler = PartialSchedule.from_config(
+                own.config, **(settings.shaping.to_dict() if settings.shaping else plain)
+            )
             model.pipe.scheduler = self.scheduler
 
     def trial(self, indices: Sequence[int], prompts: Sequence[Prompt]) -> Drawn:

@@ -11,7 +11,7 @@ from diffusers import DiffusionPipeline
 
 from ..errors import brief
 from ..models import NAMES, REMEDY, check_model_name, embedded_model
-from ..pipelines.pipeline_kpe_monitor import load_pipeline
+from ..pipelines.loading import load_pipeline
 
 LIGHT_BYTES = 200_000_000
 SHOWN = 3  # missing weights named
@@ -85,7 +85,8 @@ def num_classes(folder: Path) -> int | None:
         ValueError: no pipeline folder.
     """
     try:
-        if json.loads((folder / "model_index.json").read_text())["_class_name"] != "ClassConditionalFlowPipeline":
+        kind = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))["_class_name"]
+        if "ClassConditionalFlowPipeline" not in kind:  # a name, or a list of a file and a name
             return None
         return int(json.loads((folder / "transformer" / "config.json").read_text())["num_embeds_ada_norm"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:

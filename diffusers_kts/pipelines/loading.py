@@ -1,0 +1,27 @@
+"""Loading of any pipeline, those of this package included."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from diffusers import DiffusionPipeline
+
+
+def load_pipeline(path: str | os.PathLike, **kwargs: Any) -> DiffusionPipeline:
+    """`DiffusionPipeline.from_pretrained`, which also knows the pipeline class of this package.
+
+    Raises:
+        ValueError: a local folder without a readable ``model_index.json``.
+    """
+    index = Path(path) / "model_index.json"
+    if Path(path).exists():
+        try:
+            name = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ValueError(f"{path} is not a pipeline folder: model_index.json cannot be read ({error}).") from error
+        if "ClassConditionalFlowPipeline" in name:  # a name, or a list of a file and a name
+            from .pipeline_flow_class_conditional import ClassConditionalFlowPipeline
+
+            return ClassConditionalFlowPipeline.from_pretrained(path, **kwargs)
+    return DiffusionPipeline.from_pretrained(path, **kwargs)
