@@ -3,6 +3,7 @@
 import argparse
 import json
 import platform
+import re
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -70,6 +71,7 @@ def write_page(output: Path, name: str, text: str, result: dict[str, Any]) -> No
         f"{result['num_samples']} samples of each; {run['device']}, Python {run['python']}, torch {run['torch']}, "
         f"diffusers {run['diffusers']}."
     )
+    text = re.sub(r"(\n[^*\n][^\n]*)\n\* ", r"\1\n\n* ", text)  # Markdown wants an empty line before a list
     (output / "results" / f"{name}.md").write_text(f"# {TITLES[name]}\n\n{made}\n\n{text}\n")
 
 

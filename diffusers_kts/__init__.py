@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from .lazy_exports import lazy_exports
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 _EXPORTS = {
     "ClassConditionalFlowPipeline": ".pipelines.pipeline_flow_class_conditional",

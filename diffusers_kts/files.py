@@ -1,10 +1,43 @@
-"""Files of a job that appear in its folder all at once, or not at all."""
+"""Files of a job that appear in its folder all at once, or not at all; and JSON that anyone may have written."""
 
+import json
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
+
+from .errors import brief
+
+T = TypeVar("T")
+
+
+def parse_json(text: str | bytes, kind: type[T]) -> T:
+    """The value of ``text``, which may be foreign or damaged.
+
+    Raises:
+        ValueError: not JSON, nested too deeply, or no ``kind``.
+    """
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(value, kind):
+        raise ValueError(f"it holds a {type(value).__name__} where a {kind.__name__} belongs")
+    return value
+
+
+def read_json(path: Path, kind: type[T]) -> T:
+    """The value of a JSON file.
+
+    Raises:
+        ValueError: there is no such file, or it is damaged or foreign.
+    """
+    try:
+        return parse_json(path.read_bytes(), kind)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({brief(error)})") from error
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from .. import __version__
 from ..features.inception import PUBLISHED
 from ..files import written_together
+from ..generate.assemble import check_finished
 from ..images.image_sets import KEPT, open_images
 from ..images.training_images import load_images
 from ..sampling.devices import usable_device
@@ -139,6 +140,8 @@ def _files(s: EvaluateSettings) -> list[Path]:
         for path in {file, file.parent}:
             if path.resolve() in read:
                 raise ValueError(f"{path} is to be measured and to be written; give another file or folder to write.")
+    for folder in read:
+        check_finished(folder)
     return files
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
@@ -19,7 +19,6 @@ from ..sampling.settings import (
     inherited,
     setting,
 )
-from .columns import RESERVED
 
 FORMATS = ("imagefolder", "webdataset", "parquet")
 ENERGIES = tuple(f"{kind}_energy_{part}" for kind in ("path", "model") for part in ("total", "early", "late"))
@@ -33,8 +32,6 @@ class GenerateSettings(ShapingSettings, SamplingSettings, PromptSettings):
     Raises:
         ValueError: a setting is out of range, of the wrong type, or contradicts another.
     """
-
-    reserved_columns: ClassVar[frozenset[str]] = frozenset(RESERVED)
 
     output: str = setting("", "Folder, or any fsspec URL (s3://, gs://, hf://, memory://).", identity=False)
     model: str = inherited(SamplingSettings, "model", NAMES[1])

@@ -7,12 +7,14 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
+from .complete_weights import check_weights
+
 
 def load_pipeline(path: str | os.PathLike, **kwargs: Any) -> DiffusionPipeline:
     """`DiffusionPipeline.from_pretrained`, which also knows the pipeline class of this package.
 
     Raises:
-        ValueError: a local folder without a readable ``model_index.json``.
+        ValueError: a local folder without a readable ``model_index.json``, or whose weights are not complete.
     """
     index = Path(path) / "model_index.json"
     if Path(path).exists():
@@ -20,6 +22,7 @@ def load_pipeline(path: str | os.PathLike, **kwargs: Any) -> DiffusionPipeline:
             name = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"{path} is not a pipeline folder: model_index.json cannot be read ({error}).") from error
+        check_weights(Path(path), **kwargs)
         if "ClassConditionalFlowPipeline" in name:  # a name, or a list of a file and a name
             from .pipeline_flow_class_conditional import ClassConditionalFlowPipeline
 

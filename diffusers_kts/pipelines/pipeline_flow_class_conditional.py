@@ -233,7 +233,7 @@ class ClassConditionalFlowPipeline(DiffusionPipeline):
                         velocity[:, guidance_channels:] = conditional[:, guidance_channels:]
                 latents = self.scheduler.step(velocity, t, latents, return_dict=False)[0]
                 if callback_on_step_end is not None:
-                    given = {name: latents for name in callback_on_step_end_tensor_inputs}
+                    given = dict.fromkeys(callback_on_step_end_tensor_inputs, latents)
                     latents = callback_on_step_end(self, i, t, given).pop("latents", latents)
                 progress_bar.update()
 

@@ -72,7 +72,7 @@ def card(kind: str, results: Path) -> Card:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        autoescape=False,  # noqa: S701 (Markdown)
+        autoescape=False,
     )
     training = {name: _training(name) for name in NAMES}
     text = environment.get_template(f"{kind}.md").render(measured=measured, training=training, **_versions(kind))

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..files import check_new, new_folder
+from ..hub import check_repo, upload
 from ..presets import PRESETS
 from .folders import BUILDERS, REPO_TYPES
 from .refusals import problems
-from .upload import check_repo, upload
 
 SHOWN = 8  # problems named at once
 

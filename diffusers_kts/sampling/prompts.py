@@ -9,12 +9,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ..files import parse_json
+from .columns import Scalar, carried
 from .settings import PromptSettings
 
 OF_A_ROW = ("negative_prompt",)  # columns that a row may set for itself
 OF_THE_JOB = ("seed", "guidance_scale", "height", "width", "num_frames", "num_inference_steps", "steps")
 REMEDY = "give a .txt, .jsonl, .csv or .parquet file"
-Scalar = str | int | float | bool | None
 
 
 @dataclass(frozen=True)
@@ -66,13 +67,29 @@ def in_turn(prompts: Sequence[Prompt], indices: Iterable[int]) -> list[Prompt]:
     return [prompts[i % len(prompts)] for i in indices]
 
 
+def prompt_lines(prompts: Iterable[Prompt]) -> Iterator[bytes]:
+    """Prompts and columns as lines of JSON, in order."""
+    for prompt in prompts:
+        parts = [prompt.text, prompt.columns, *([prompt.arguments] if prompt.arguments else [])]
+        yield json.dumps(parts, sort_keys=True).encode() + b"\n"
+
+
 def prompts_hash(prompts: Iterable[Prompt]) -> str:
     """SHA-256 of prompts, columns and what rows set for themselves, in order."""
     digest = hashlib.sha256()
-    for prompt in prompts:
-        parts = [prompt.text, prompt.columns, *([prompt.arguments] if prompt.arguments else [])]
-        digest.update(json.dumps(parts, sort_keys=True).encode() + b"\n")
+    for line in prompt_lines(prompts):
+        digest.update(line)
     return digest.hexdigest()
+
+
+def first_difference(there: Sequence[bytes], prompts: Sequence[Prompt]) -> str:
+    """The first of ``prompts`` that is not as in ``there``, in words."""
+    now = list(prompt_lines(prompts))
+    number = next((i for i, (a, b) in enumerate(zip(there, now, strict=False)) if a != b), min(len(there), len(now)))
+    old, new = (
+        f"{lines[number].decode(errors='replace').strip():.80}" if number < len(lines) else "none" for lines in (there, now)
+    )
+    return f"prompt {number + 1} is {old:.80} there, {new:.80} now" if there else "the prompts are others"
 
 
 def _read_file(path: Path, settings: PromptSettings) -> Iterator[Prompt]:
@@ -110,11 +127,9 @@ def _read_jsonl(path: Path, settings: PromptSettings) -> Iterator[Prompt]:
             continue
         where = f"{path}, line {number}"
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{where} is not JSON ({error}); give one object per line.") from error
-        if not isinstance(row, dict):
-            raise ValueError(f"{where} is a {type(row).__name__}; give one object per line.")
+            row = parse_json(line, dict)
+        except ValueError as error:
+            raise ValueError(f"{where} is not JSON of one object ({error}); give one per line.") from error
         yield _prompt(row, settings, where)
 
 
@@ -122,6 +137,8 @@ def _read_csv(path: Path, settings: PromptSettings) -> Iterator[Prompt]:
     reader = csv.reader((line + "\n" for _, line in _lines(path)), strict=True)
     try:
         header = next(reader, [])
+        if twice := [name for name in header if header.count(name) > 1]:
+            raise ValueError(f"{path} has two columns {twice[0]!r}; rename one.")
         for fields in reader:
             where = f"{path}, line {reader.line_num}"
             if not fields:
@@ -142,7 +159,7 @@ def _read_parquet(path: Path, settings: PromptSettings) -> Iterator[Prompt]:
         rows = (row for batch in file.iter_batches() for row in batch.to_pylist())
         for number, row in enumerate(rows, 1):
             yield _prompt(row, settings, f"{path}, row {number}")
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not readable Parquet ({error}).") from error
 
 
@@ -173,7 +190,7 @@ def _prompt(row: dict[str, Any], settings: PromptSettings, where: str) -> Prompt
         raise ValueError(f"{where}: the prompt is {text!r}; give text, or the number of a class.")
     if isinstance(text, str) and not text.strip():
         raise ValueError(f"{where}: the prompt is empty; give text, or remove the row.")
-    others = {str(name): value for name, value in row.items() if name != column and isinstance(value, Scalar)}
+    others = {name: value for name, value in row.items() if name != column}
     for name in OF_THE_JOB:
         if others.get(name) not in (None, ""):
             raise ValueError(
@@ -181,8 +198,7 @@ def _prompt(row: dict[str, Any], settings: PromptSettings, where: str) -> Prompt
                 "value, or give the column another name to carry it along."
             )
     arguments = {name: str(others.pop(name) or "") for name in OF_A_ROW if name in others}
-    columns = {f"prompts_{name}" if name in settings.reserved_columns else name: value for name, value in others.items()}
-    return Prompt(text, columns, arguments)
+    return Prompt(text, carried({column: text, **others}, column, where), arguments)
 
 
 def column_types(prompts: Iterable[Prompt]) -> dict[str, type]:

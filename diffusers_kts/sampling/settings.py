@@ -181,8 +181,6 @@ class SamplingSettings(Settings):
 class PromptSettings(Settings):
     """The prompts or classes to draw."""
 
-    reserved_columns: ClassVar[frozenset[str]] = frozenset()  # names that an output needs for itself
-
     prompts: str | None = setting(None, "Prompts: .txt (one per line), .jsonl, .csv or .parquet.", PROMPTS, identity=False)
     dataset: str | None = setting(
         None, "Prompts from a data set of the Hub, or a folder `datasets` reads.", PROMPTS, identity=False

@@ -31,7 +31,8 @@ def hub(monkeypatch):
     class Hub(BaseHTTPRequestHandler):
         created: list[dict] = []
         files: dict[str, bytes] = {}
-        refuses = False
+        refuses: tuple[str, ...] = ()  # methods
+        user = {"name": "a", "auth": {"accessToken": {"role": "write"}}}
 
         def answer(self, value, code=200):
             body = json.dumps(value).encode()
@@ -42,13 +43,15 @@ def hub(monkeypatch):
             self.wfile.write(body)
 
         def do_GET(self):
-            if Hub.refuses:
+            if "GET" in Hub.refuses:
                 return self.answer({"error": "not yours"}, 403)
+            if self.path == "/api/whoami-v2":
+                return self.answer(Hub.user)
             return self.answer({"id": "a/b", "sha": "0" * 40, "siblings": []})
 
         def do_POST(self):
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            if Hub.refuses:
+            if "POST" in Hub.refuses:
                 return self.answer({"error": "not yours"}, 403)
             if self.path == "/api/repos/create":
                 Hub.created.append(json.loads(body))
@@ -113,9 +116,25 @@ def test_a_finished_data_set_goes_to_the_hub_with_its_card(kts, tmp_path, hub):
 
 
 def test_a_hub_that_refuses_leaves_the_data_set_and_says_so(kts, tmp_path, hub):
-    hub.refuses = True
+    hub.refuses = ("POST",)
     code, _, err = kts("generate", *JOB, "--push-to-hub", "a/b")
     assert code == 2 and "the data set is complete, but a/b cannot be written" in err and "Traceback" not in err
     assert kts("verify", "out")[0] == 0
-    hub.refuses = False
+    hub.refuses = ()
     assert kts("generate", *JOB, "--push-to-hub", "a/b")[0] == 0 and "metadata.jsonl" in hub.files
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"refuses": ("GET",)}, "not yours"),
+        ({"user": {"name": "c", "orgs": [{"name": "d"}]}}, "belongs to none of c, d"),
+        ({"user": {"name": "a", "auth": {"accessToken": {"role": "read"}}}}, "may only read"),
+    ],
+)
+def test_a_hub_that_cannot_be_written_to_is_known_before_anything_is_drawn(kts, tmp_path, hub, change, words):
+    for name, value in change.items():
+        setattr(hub, name, value)
+    code, _, err = kts("generate", *JOB, "--push-to-hub", "a/b")
+    assert code == 2 and "a/b cannot be written" in err and words in err and "Traceback" not in err
+    assert not (tmp_path / "out").exists() and not hub.created

@@ -312,7 +312,7 @@ def test_names_of_classes(tmp_path):
 
 def test_names_of_imagenet_come_with_torchvision():
     names = class_names(None, 1000)
-    assert not names or names[207] == "golden retriever" and len({name.lower() for name in names.values()}) == 1000
+    assert not names or (names[207] == "golden retriever" and len({name.lower() for name in names.values()}) == 1000)
     assert not any("," in name or name.isdecimal() for name in names.values())  # as --class-labels separates and reads them
 
 

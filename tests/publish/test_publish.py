@@ -6,11 +6,11 @@ import runpy
 import shutil
 import subprocess
 import sys
+import tomllib
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-import tomllib
 from huggingface_hub import DatasetCard, ModelCard, SpaceCard
 from test_generate_hub import hub  # noqa: F401 (fixture)
 
