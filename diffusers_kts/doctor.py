@@ -204,6 +204,7 @@ def _diagnose_scheduler(pipe: Any, name: str, scheduler: Any, steps: int, shapin
         alarms.append("it takes no step, the pipelines inside this one have schedulers of their own")
     elif isinstance(pipe, DiffusionPipeline) and name not in pipe.components:
         alarms.append("save_pretrained does not save it: give scheduler= again when you load the pipeline")
+    notes += _double_shift(ours, steps)
     moved, late = ours.net_displacement(0), None
     strength = _parameters(pipe).get("strength")
     if strength is not None and isinstance(strength.default, float) and strength.default < 1:
@@ -220,6 +221,26 @@ def _diagnose_scheduler(pipe: Any, name: str, scheduler: Any, steps: int, shapin
     return SchedulerDiagnosis(
         name, found, cls.__name__, code, schedule, table, moved, late, tuple(notes), tuple(dict.fromkeys(alarms))
     )
+
+
+def _double_shift(ours: Any, steps: int) -> list[str]:
+    """What diffusers issue 13243 does: without levels of the pipeline's own, the lowest one is shifted twice."""
+    config = ours.config
+    shift = config.get("shift") or 1
+    known = isinstance(ours, FlowMatchEulerDiscreteScheduler) and not config.get("use_dynamic_shifting")
+    if not known or shift == 1 or len(ours.sigmas) != steps + 1:
+        return []
+    lowest, last = float(ours.sigma_min), float(ours.sigmas[-2])
+    if not lowest * 1.01 < last < lowest * shift * 1.01:
+        return []  # the pipeline's levels, or a touchdown
+    levels = np.linspace(1, lowest / (shift - (shift - 1) * lowest), steps)
+    once = 1 - shift * levels / (1 + (shift - 1) * levels)
+    landing = int((once >= config.tau_split).sum())
+    return [
+        f"the shift of {shift:g} acts twice on the lowest levels (diffusers issue 13243): the last step begins at sigma "
+        f"{last:.4f}, not {lowest:.4f}. Launch and landing follow the levels as they are: "
+        f"{sum(row['phase'] == 'landing' for row in ours.schedule_table())} steps land, {landing} with one shift"
+    ]
 
 
 def _default(cls: Any, name: str) -> Any:

@@ -10,13 +10,14 @@ import torch
 from ..images.training_images import resized
 from ..kpe.trace import KPETrace
 from ..memorization.controls import finished, spread_evenly, with_equal_noise
-from ..presets import PRESETS
 from ..sampling.comparison import Compared
 from ..sampling.prompts import Prompt, in_turn
 from ..sampling.sampler import Sampler, after_each_step
 from ..schedulers.scheduling_kts_flow_match import KTSFlowMatchScheduler
 from ..seeding import sample_generators
+from ..shaping import Shaping
 
+OFF = Shaping(alpha_0=0.0, beta_0=0.0)
 DECODING_STEPS = 2  # a single step leaves a schedule with a terminal shift (LTX) undefined
 SAMPLERS = {
     "euler": "plain Euler",
@@ -109,7 +110,7 @@ class AuditSampler:
             advance(name, num_steps - runs[name].trace.num_steps)  # a touchdown takes fewer
         kts = runs["kts"]
         gains, sigmas = kts.trace.gains, kts.trace.sigmas
-        even = spread_evenly(gains, sigmas) | {"tau_split": kts.trace.tau_split}
+        even = Shaping(**(spread_evenly(gains, sigmas) | {"tau_split": kts.trace.tau_split}))
         runs["even"] = self.run(block, even, partial(advance, "even", 1))
         ends = {
             "noise": with_equal_noise(runs["euler"].latents, kts.latents, generators),
@@ -121,7 +122,7 @@ class AuditSampler:
     def run(
         self,
         block: range,
-        shaping: Mapping[str, Any],
+        shaping: Shaping,
         advance: Callable[[], None] = lambda: None,
         generators: list[torch.Generator] | None = None,
     ) -> Run:
@@ -140,7 +141,7 @@ class AuditSampler:
 
     def decode(self, block: range, latents: torch.Tensor) -> torch.Tensor:
         """Images of given latents, by the pipeline itself: a short call whose every result is replaced."""
-        self.sampler.shape(KTSFlowMatchScheduler, PRESETS["off"])
+        self.sampler.shape(KTSFlowMatchScheduler, OFF)
         drawn = self.sampler.draw(
             block,
             in_turn(self.prompts, block),

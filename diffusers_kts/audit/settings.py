@@ -6,6 +6,7 @@ from typing import Any
 
 from ..sampling.comparison import ComparisonSettings
 from ..sampling.settings import MEASURES, inherited, setting
+from ..shaping import SHAPING
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class AuditSettings(ComparisonSettings):
     def identity(self) -> dict[str, Any]:
         """As `Settings.identity`, with the shaping in one place."""
         samplers = self.samplers()
-        free = {"preset", *samplers["kts"].shaping}
-        shaping = {"shaping": samplers["kts"].shaping, "touchdown": samplers["touchdown"].shaping["touchdown"]}
+        kts, touchdown = samplers["kts"].shaping, samplers["touchdown"].shaping.touchdown
+        free = {"preset", *SHAPING}
+        shaping = {"shaping": kts.to_dict(), "touchdown": touchdown}
         return {name: value for name, value in super().identity.items() if name not in free} | shaping

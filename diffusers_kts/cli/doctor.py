@@ -27,7 +27,9 @@ def doctor(settings: DoctorSettings) -> None:
     if not settings.model:
         raise ValueError("there is no model; give one with --model.")
     pipe = load_schedulers(settings.model)
-    diagnosis = diagnose(pipe, settings.num_inference_steps, settings.trial, **(settings.shaping or {}))
+    diagnosis = diagnose(
+        pipe, settings.num_inference_steps, settings.trial, **(settings.shaping.to_dict() if settings.shaping else {})
+    )
     print(diagnosis)
     if not diagnosis.can_shape:
         raise typer.Exit(2)

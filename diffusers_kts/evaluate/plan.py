@@ -52,12 +52,11 @@ class Inputs:
 
     @cached_property
     def prompts(self) -> list[str]:
-        """One for each sample, or none: its prompt, else "a photo of a" and the name of its class."""
-        found = [
+        """One for each sample, empty where there is none: its prompt, else "a photo of a" and the name of its class."""
+        return [
             row.get("prompt") or (f"a photo of a {row['class_name']}" if row.get("class_name") else "")
             for row in self.samples.rows
         ]
-        return found if all(found) else []
 
 
 @dataclass
@@ -157,8 +156,11 @@ def _check(name: str, inputs: Inputs) -> None:
                 f"there are {count} {what}, fewer than the {inputs.kid_subset_size} of a subset; give --kid-subset-size "
                 f"{max(2, count)} or less, and say so beside the number."
             )
-    if name == "clip-score" and not inputs.prompts:
+    if name == "clip-score" and not any(inputs.prompts):
         raise ValueError(f"{samples.path} has no prompts; give a folder whose metadata.jsonl has file_name and prompt.")
+    if name == "clip-score" and not all(inputs.prompts):
+        empty = [sample for sample, prompt in zip(samples.names, inputs.prompts, strict=True) if not prompt]
+        raise ValueError(f"{len(empty)} of {len(samples)} images have no prompt, such as {empty[0]}; fill them in.")
     if name == "f-mem":
         if inputs.training is None:
             raise ValueError("there is nothing to be repeated; give --training-images.")

@@ -98,7 +98,9 @@ class Selector:
                     "add a --preset (off is plain Euler), or leave --screen-steps out."
                 )
             plain = PRESETS["off"] if type(own) is FlowMatchEulerDiscreteScheduler else {}
-            self.scheduler = PartialSchedule.from_config(own.config, **(settings.shaping or plain))
+            self.scheduler = PartialSchedule.from_config(
+                own.config, **(settings.shaping.to_dict() if settings.shaping else plain)
+            )
             model.pipe.scheduler = self.scheduler
 
     def trial(self, indices: Sequence[int], prompts: Sequence[Prompt]) -> Drawn:

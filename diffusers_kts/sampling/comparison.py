@@ -1,20 +1,21 @@
 """Plain Euler, KTS and touchdown on the same noises: what the jobs that compare them have in common."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ..presets import PRESETS
+from ..shaping import Shaping
 from .settings import MODEL, OUTPUT, SAMPLING, PromptSettings, SamplingSettings, ShapingSettings, inherited, setting
 
 TOUCHDOWN = 0.7
 
 
 class Compared(NamedTuple):
-    """A sampler of a comparison: its heading, and all settings of its KTS scheduler."""
+    """A sampler of a comparison."""
 
     heading: str
-    shaping: dict[str, Any]
+    shaping: Shaping
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +47,11 @@ class ComparisonSettings(ShapingSettings, SamplingSettings, PromptSettings):
     def samplers(self) -> dict[str, Compared]:
         """Every sampler by its name in the tables. The landing of KTS divides early from late energy for all."""
         assert self.shaping is not None
-        kts = self.shaping | {"touchdown": None}
-        off = PRESETS["off"] | {"tau_split": kts["tau_split"]}
-        touchdown = self.shaping["touchdown"] or TOUCHDOWN
+        kts = replace(self.shaping, touchdown=None)
+        off = Shaping(alpha_0=0.0, beta_0=0.0, tau_split=kts.tau_split)
+        touchdown = self.shaping.touchdown or TOUCHDOWN
         return {
             "euler": Compared("plain Euler", off),
-            "kts": Compared(f"KTS {kts['alpha_0']:g} / {kts['beta_0']:g}", kts),
-            "touchdown": Compared(f"touchdown {touchdown:g}", off | {"touchdown": touchdown}),
+            "kts": Compared(f"KTS {kts.alpha_0:g} / {kts.beta_0:g}", kts),
+            "touchdown": Compared(f"touchdown {touchdown:g}", replace(off, touchdown=touchdown)),
         }

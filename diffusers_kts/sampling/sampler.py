@@ -2,7 +2,7 @@
 
 import difflib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from ..kpe.trace import KPETrace
 from ..pipelines.pipeline_kpe_monitor import KPEMonitorPipeline, plain_class
 from ..schedulers.replacement import fitting_scheduler
 from ..seeding import sample_generators, sample_seed
+from ..shaping import Shaping
 from .find import load_model
 from .prompts import Prompt
 from .settings import SamplingSettings
@@ -45,15 +46,13 @@ class Sampler:
         folder (`Path`): of the pipeline.
         settings (`SamplingSettings`): what it is called with.
         device (`torch.device`): where it runs.
-        shaping (`Mapping`, *optional*): settings of the KTS scheduler that fits; without them the model keeps its own.
+        shaping (`Shaping`, *optional*): of the KTS scheduler that fits; without them the model keeps its own.
 
     Raises:
         ValueError: it cannot be loaded, is not flow matching, or does not take the settings.
     """
 
-    def __init__(
-        self, folder: Path, settings: SamplingSettings, device: torch.device, shaping: Mapping[str, Any] | None = None
-    ) -> None:
+    def __init__(self, folder: Path, settings: SamplingSettings, device: torch.device, shaping: Shaping | None = None) -> None:
         self.settings = settings
         pipe = load_model(folder, settings.model, dtype=getattr(torch, settings.dtype))
         self.pipe: Any = KPEMonitorPipeline.from_pipe(pipe)
@@ -61,7 +60,7 @@ class Sampler:
         if shaping is not None:
             shaped, reason = fitting_scheduler(self.own_scheduler)
             if shaped is None:
-                raise ValueError(f"model {settings.model!r} cannot be shaped ({reason}); leave preset and shaping out.")
+                raise ValueError(f"model {settings.model!r} cannot be shaped ({reason}); give a model with another scheduler.")
             self.shape(shaped, shaping)
         self.name = plain_class(type(self.pipe)).__name__
         self.parameters = inspect.signature(type(self.pipe).__call__).parameters
@@ -71,9 +70,9 @@ class Sampler:
         self.arguments = self._arguments()
         self._place(device)
 
-    def shape(self, scheduler: Any, shaping: Mapping[str, Any]) -> Any:
+    def shape(self, scheduler: Any, shaping: Shaping) -> Any:
         """Put a scheduler of this class, with these settings, in place; returned too."""
-        self.pipe.scheduler = scheduler.from_config(self.own_scheduler.config, **shaping)
+        self.pipe.scheduler = scheduler.from_config(self.own_scheduler.config, **shaping.to_dict())
         return self.pipe.scheduler
 
     def _arguments(self) -> dict[str, Any]:

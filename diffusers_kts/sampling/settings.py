@@ -17,9 +17,9 @@ import yaml
 
 from ..models import NAMES
 from ..presets import PRESETS, load_preset
+from ..shaping import SHAPING, Shaping
 
-SHAPING = tuple(PRESETS["off"])
-DEFAULT = PRESETS["balanced"]  # the defaults of the KTS schedulers
+DEFAULT = Shaping()  # the defaults of the KTS schedulers
 SHAPES = "linear, constant or exponential"
 AnySettings = TypeVar("AnySettings", bound="Settings")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -207,17 +207,17 @@ class ShapingSettings(Settings):
     others keep the defaults of the KTS schedulers."""
 
     preset: str | None = setting(None, f"{', '.join(PRESETS)}, or a preset.json of kts tune. Default: no shaping.", KTS)
-    alpha_0: float | None = setting(None, f"Strength of the launch. Default: the preset's, else {DEFAULT['alpha_0']}.", KTS)
-    beta_0: float | None = setting(None, f"Strength of the landing. Default: the preset's, else {DEFAULT['beta_0']}.", KTS)
+    alpha_0: float | None = setting(None, f"Strength of the launch. Default: the preset's, else {DEFAULT.alpha_0}.", KTS)
+    beta_0: float | None = setting(None, f"Strength of the landing. Default: the preset's, else {DEFAULT.beta_0}.", KTS)
     tau_split: float | None = setting(
-        None, f"Flow time where the landing begins, 0 to 1. Default: the preset's, else {DEFAULT['tau_split']}.", KTS
+        None, f"Flow time where the landing begins, 0 to 1. Default: the preset's, else {DEFAULT.tau_split}.", KTS
     )
-    k: float | None = setting(None, f"Rate of the exponential shapes. Default: the preset's, else {DEFAULT['k']:g}.", KTS)
+    k: float | None = setting(None, f"Rate of the exponential shapes. Default: the preset's, else {DEFAULT.k:g}.", KTS)
     early_schedule: str | None = setting(
-        None, f"Shape of the launch: {SHAPES}. Default: the preset's, else {DEFAULT['early_schedule']}.", KTS
+        None, f"Shape of the launch: {SHAPES}. Default: the preset's, else {DEFAULT.early_schedule}.", KTS
     )
     late_schedule: str | None = setting(
-        None, f"Shape of the landing: {SHAPES}. Default: the preset's, else {DEFAULT['late_schedule']}.", KTS
+        None, f"Shape of the landing: {SHAPES}. Default: the preset's, else {DEFAULT.late_schedule}.", KTS
     )
     touchdown: float | None = setting(
         None, "Flow time, 0 to 1, of one last step to the data estimate. Default: the preset's, else none.", KTS
@@ -226,32 +226,28 @@ class ShapingSettings(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.preset is not None and self.preset.endswith(".json"):
-            self._take(load_preset(self.preset))
+            preset = load_preset(self.preset)
+            self._take(preset | {"num_inference_steps": preset.num_inference_steps})
         elif self.preset is not None and self.preset not in PRESETS:
             raise ValueError(
                 f"preset is {self.preset!r}; choose one of {', '.join(PRESETS)}, or give the preset.json of kts tune."
             )
         if self.preset is None and any(getattr(self, name) is not None for name in SHAPING):
-            self._take(DEFAULT)
-        if self.shaping is not None:
-            from ..schedulers.scheduling_kts_flow_match import (
-                KTSFlowMatchScheduler,  # slow to import, for commands that list options
-            )
+            self._take(DEFAULT.to_dict())
+        self.shaping  # noqa: B018 (raises)
 
-            KTSFlowMatchScheduler.from_config({}, **self.shaping)
-
-    def _take(self, preset: Any) -> None:
-        """The settings of a preset in place of its name, to be kept with the output; those given come first."""
+    def _take(self, settings: Mapping[str, Any]) -> None:
+        """Settings in place of a preset's name, to be kept with the output; those given come first."""
         object.__setattr__(self, "preset", None)
-        for name, value in (preset | {"num_inference_steps": preset.num_inference_steps}).items():
+        for name, value in settings.items():
             if getattr(self, name, 0) is None:
                 object.__setattr__(self, name, value)
 
     @property
-    def shaping(self) -> dict[str, Any] | None:
-        """All seven settings of a KTS scheduler; None where nothing is given, and a model keeps its own scheduler."""
+    def shaping(self) -> Shaping | None:
+        """The shaping; None where nothing is given, and a model keeps its own scheduler."""
         given = {name: getattr(self, name) for name in SHAPING if getattr(self, name) is not None}
-        return (PRESETS[self.preset or "off"] | given) if given or self.preset is not None else None
+        return Shaping(**(PRESETS[self.preset or "off"] | given)) if given or self.preset is not None else None
 
 
 def _typed(name: str, value: Any, hint: Any) -> Any:

@@ -32,6 +32,7 @@ from ..sampling.devices import usable_device
 from ..sampling.find import find_images, find_model, fingerprint, num_classes
 from ..sampling.prompts import in_turn, prompts_hash, read_prompts
 from ..sampling.sampler import Drawn, Sampler
+from ..shaping import Shaping
 from .halving import batches, filled, halves, rungs
 from .objectives import Samples, Yardsticks, find_objective, is_finite, source_digest
 from .recommend import Comparison, candidate, compare, front, is_recommended, verdict
@@ -91,7 +92,7 @@ class _Job:
         self.settings = settings
         folder = find_model(settings.model)
         self.prompts = read_prompts(settings, num_classes(folder))
-        self.sampler = Sampler(folder, settings, usable_device(settings.device), PRESETS["off"])
+        self.sampler = Sampler(folder, settings, usable_device(settings.device), Shaping(**PRESETS["off"]))
         self.sampler.check_prompts(self.prompts)
         self.sampler.pipe.record_turn = "settling" in settings.objectives
         steps = self.sampler.argument("num_inference_steps")
@@ -288,7 +289,7 @@ class _Job:
 
     def _read(self, setting: Setting, start: int, stop: int, before: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """What the objectives read of samples ``start`` to ``stop``, after what they read ``before``."""
-        self.sampler.shape(type(self.sampler.pipe.scheduler), setting.shaping)
+        self.sampler.shape(type(self.sampler.pipe.scheduler), Shaping(**setting.shaping))
         parts = [[reading] for reading in before] or [[] for _ in self.objectives]
         for batch in batches(start, stop, self.settings.num_samples, self.settings.batch_size):
             drawn = self.sampler.draw(batch, in_turn(self.prompts, batch), num_inference_steps=setting.num_inference_steps)

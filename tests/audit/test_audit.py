@@ -27,9 +27,9 @@ from diffusers_kts.features.frechet import PrecisionRecall
 from diffusers_kts.gain import Gain
 from diffusers_kts.memorization.fraction import Memorization, paired_difference
 from diffusers_kts.memorization.neighbors import nearest_neighbors
-from diffusers_kts.presets import PRESETS
 from diffusers_kts.sampling.prompts import Prompt
 from diffusers_kts.sampling.sampler import Sampler
+from diffusers_kts.shaping import Shaping
 
 
 def pooled(images):
@@ -125,7 +125,7 @@ def test_a_pipeline_decodes_what_it_is_given(tmp_path):
     tiny_sd3().save_pretrained(tmp_path)
     settings = small(tmp_path, model=str(tmp_path), height=32, width=32, num_inference_steps=3)
     model = AuditSampler(Sampler(tmp_path, settings, torch.device("cpu")), [Prompt("a fox"), Prompt("a bear")])
-    drawn = model.run(range(3), PRESETS["off"])
+    drawn = model.run(range(3), Shaping(alpha_0=0.0, beta_0=0.0))
     assert drawn.images.shape == (3, 3, 32, 32)
     torch.testing.assert_close(model.decode(range(3), drawn.latents), drawn.images)
     assert not torch.allclose(model.decode(range(3), drawn.latents + 1), drawn.images)

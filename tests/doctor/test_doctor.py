@@ -167,3 +167,12 @@ def test_wrong_arguments_are_refused_with_the_remedy():
         diagnose("stabilityai/stable-diffusion-3.5-medium")
     with pytest.raises(ValueError, match="at most 0.0524"):
         diagnose(tiny_sd3(), beta_0=0.5)
+
+
+def test_a_shift_that_acts_twice_is_told():
+    pipe = tiny_sd3()
+    (found,) = diagnose(pipe, trial=False).schedulers
+    assert any("13243" in note and "0.0089, not 0.0030" in note for note in found.notes)
+    pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0)
+    assert not any("13243" in note for note in diagnose(pipe, trial=False).schedulers[0].notes)
+    assert not any("13243" in note for note in diagnose(tiny_flux(), trial=False).schedulers[0].notes)

@@ -343,7 +343,7 @@ def test_a_tuned_preset_is_taken_from_its_file(tmp_path):
     Preset("tuned", "kts tune", 12, alpha_0=0.02, touchdown=0.9).save(path)
     taken = GenerateSettings(output="out", preset=str(path), beta_0=0.01)
     assert taken.num_inference_steps == 12 and taken.preset is None
-    assert taken.shaping == PRESETS["off"] | {"alpha_0": 0.02, "touchdown": 0.9, "beta_0": 0.01}
+    assert taken.shaping.to_dict() == PRESETS["off"] | {"alpha_0": 0.02, "touchdown": 0.9, "beta_0": 0.01}
     assert GenerateSettings(output="out", preset=str(path), num_inference_steps=7).num_inference_steps == 7
     path.write_text("{}")
     with pytest.raises(ValueError, match="is not a preset"):
