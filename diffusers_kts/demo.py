@@ -22,8 +22,8 @@ from .images.training_images import load_images
 from .kpe.trace import KPETrace
 from .memorization.fraction import MemorizedFraction, measure_memorization, memorized
 from .models import NAMES, embedded_model
+from .pipelines.loading import load_pipeline
 from .pipelines.pipeline_flow_class_conditional import ClassConditionalFlowPipeline
-from .pipelines.pipeline_kpe_monitor import load_pipeline
 from .plotting import plot_neighbors, plot_power, plot_samples
 from .presets import PRESETS
 from .schedulers.scheduling_kts_flow_match import KTSFlowMatchScheduler

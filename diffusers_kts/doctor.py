@@ -13,8 +13,10 @@ import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, ModularPipeline
 
 from .errors import brief
+from .kpe.recording import schedulers_of
 from .models import NAMES, REMEDY, check_model_name, embedded_model
-from .pipelines.pipeline_kpe_monitor import KPEMonitorPipeline, load_pipeline, schedulers_of
+from .pipelines.loading import load_pipeline
+from .pipelines.pipeline_kpe_monitor import KPEMonitorPipeline
 from .presets import PRESETS
 from .schedulers.base import KTSSchedulerMixin, ScheduleTable
 from .schedulers.replacement import fitting_scheduler

@@ -94,3 +94,17 @@ def new_folder(output: Path) -> Iterator[Path]:
         if output.exists():
             output.rmdir()  # which a folder that has been filled meanwhile refuses
         os.rename(built, output)
+
+
+def write_whole(path: str | os.PathLike, content: bytes) -> None:
+    """Write a file; one that exists is replaced only once the new one is whole.
+
+    Raises:
+        FileNotFoundError: its folder does not exist.
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path.parent} does not exist; make that folder first, or give another path.")
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(content)
+    partial.replace(path)

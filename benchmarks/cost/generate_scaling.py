@@ -31,7 +31,7 @@ import torch
 from diffusers_kts import KPEMonitorPipeline, embedded_model
 from diffusers_kts.generate.job import GenerateResult, run_generate
 from diffusers_kts.generate.settings import GenerateSettings
-from diffusers_kts.pipelines.pipeline_kpe_monitor import load_pipeline
+from diffusers_kts.pipelines.loading import load_pipeline
 from diffusers_kts.seeding import sample_generators
 
 RESULTS = Path(__file__).parents[1] / "results" / "generate_scaling.json"

@@ -26,7 +26,7 @@ from benchmarks.science.laboratory import NUM_CLASSES, Draw, Laboratory, Sampler
 from benchmarks.science.memorization_score import auc
 from diffusers_kts import KTSAdaptiveFlowMatchScheduler
 from diffusers_kts.features.frechet import frechet_distance
-from diffusers_kts.gain import ON_GRID
+from diffusers_kts.flow_coordinates import ON_GRID
 from diffusers_kts.memorization.fraction import measure_memorization
 
 RESAMPLES = 100

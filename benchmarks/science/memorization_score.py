@@ -18,7 +18,7 @@ from scipy.stats import rankdata
 from benchmarks.report import environment, parser, table, write_section
 from benchmarks.science.fashion_mnist import load_data
 from benchmarks.science.laboratory import NUM_CLASSES, Draw, Laboratory, Sampler, load_model
-from diffusers_kts.gain import ON_GRID
+from diffusers_kts.flow_coordinates import ON_GRID
 from diffusers_kts.memorization.fraction import measure_memorization
 
 RESAMPLES = 1000

@@ -10,10 +10,11 @@ import torch
 
 from ..errors import brief
 from ..images.training_images import resized
+from ..kpe.stock_schedulers import is_flow_matching
 from ..kpe.trace import KPETrace
 from ..memorization.controls import finished, spread_evenly, with_equal_noise
+from ..pipelines.loading import load_pipeline
 from ..pipelines.pipeline_flow_class_conditional import ClassConditionalFlowPipeline
-from ..pipelines.pipeline_kpe_monitor import is_flow_matching, load_pipeline
 from ..presets import PRESETS
 from ..schedulers.scheduling_kts_flow_match import KTSFlowMatchScheduler
 from ..seeding import sample_generators
@@ -34,10 +35,10 @@ DRAWN = ("euler", "kts", "touchdown", "even")  # those that call the network at 
 class ObservedScheduler(KTSFlowMatchScheduler):
     """`KTSFlowMatchScheduler` that keeps the network's last output."""
 
-    velocity: torch.Tensor
+    output: torch.Tensor
 
     def step(self, model_output: Any, timestep: Any, sample: Any, *args: Any, **kwargs: Any) -> Any:
-        self.velocity = model_output
+        self.output = model_output
         return super().step(model_output, timestep, sample, *args, **kwargs)
 
 
@@ -146,7 +147,7 @@ class AuditModel:
         sample("even", spread_evenly(gains, sigmas) | {"tau_split": kts.trace.tau_split})
         ends = {
             "noise": with_equal_noise(drawn["euler"].latents, kts.latents, generators),
-            "finished": finished(kts.latents, kts.scheduler.velocity, gains, sigmas),
+            "finished": finished(kts.latents, kts.scheduler.output, gains, sigmas),
         }
         for name, latents in ends.items():
             batches[name] = Batch(resized(self._decode(block, latents), size))

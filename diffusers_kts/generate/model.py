@@ -16,7 +16,8 @@ from diffusers import DiffusionPipeline
 from ..errors import brief
 from ..kpe.trace import KPETrace
 from ..models import NAMES, REMEDY, check_model_name, embedded_model
-from ..pipelines.pipeline_kpe_monitor import KPEMonitorPipeline, load_pipeline, plain_class
+from ..pipelines.loading import load_pipeline
+from ..pipelines.pipeline_kpe_monitor import KPEMonitorPipeline, plain_class
 from ..sampling.prompts import Prompt
 from ..schedulers.replacement import fitting_scheduler
 from ..seeding import sample_generators, sample_seed

@@ -5,8 +5,8 @@ from typing import Any
 
 from ..kpe.trace import KPETrace
 from ..sampling.prompts import Prompt
-from ..schedulers.base import SHAPING
 from ..seeding import sample_seed
+from ..shaping import SHAPING
 from .columns import as_written
 from .settings import ENERGIES, GenerateSettings
 

@@ -14,11 +14,10 @@ import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from ..gain import exceeds_one
+from ..flow_coordinates import exceeds_one
 from ..kpe.trace import KPETrace
 from ..presets import PRESETS
 from ..sampling.prompts import Prompt
-from ..schedulers.host_copy import HostCopy
 from ..schedulers.scheduling_kts_flow_match import KTSFlowMatchScheduler
 from ..seeding import sample_seed
 from .media import NotFinite
@@ -50,7 +49,6 @@ class PartialSchedule(KTSFlowMatchScheduler):
         self.whole = len(self.timesteps)
         start, stop, _ = self.part.indices(self.whole)
         self.timesteps, self.sigmas = self.timesteps[start:stop], self.sigmas[start : stop + 1]
-        self._levels = HostCopy.of(self.sigmas, self._levels.numbers[start : stop + 1])
         self.num_inference_steps = len(self.timesteps)
 
     @functools.wraps(KTSFlowMatchScheduler.step)

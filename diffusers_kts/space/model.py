@@ -15,7 +15,8 @@ from ..kpe.trace import KPETrace
 from ..memorization.fraction import Memorization, distinct_images, measure_memorization
 from ..models import NAMES, embedded_model
 from ..pipelines.pipeline_flow_class_conditional import ClassConditionalFlowPipeline
-from ..pipelines.pipeline_kpe_monitor import is_flow_matching, load_pipeline
+from ..kpe.stock_schedulers import is_flow_matching
+from ..pipelines.loading import load_pipeline
 from ..schedulers.scheduling_kts_flow_match import KTSFlowMatchScheduler
 from ..seeding import sample_generators
 from ..images.training_images import load_images

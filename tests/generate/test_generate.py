@@ -18,7 +18,7 @@ from diffusers_kts.generate import run_generate
 from diffusers_kts.generate.drawing import Writers
 from diffusers_kts.generate.plan import Plan
 from diffusers_kts.generate.settings import GenerateSettings
-from diffusers_kts.pipelines.pipeline_kpe_monitor import load_pipeline
+from diffusers_kts.pipelines.loading import load_pipeline
 from diffusers_kts.seeding import sample_generators, sample_seed
 
 SHORT = {"max_sequence_length": 32}

@@ -323,7 +323,7 @@ def test_a_tuned_preset_is_taken_from_its_file(tmp_path):
     assert taken.shaping == PRESETS["off"] | {"alpha_0": 0.02, "touchdown": 0.9, "beta_0": 0.01}
     assert GenerateSettings(output="out", preset=str(path), steps=7).steps == 7
     path.write_text("{}")
-    with pytest.raises(ValueError, match="is no preset"):
+    with pytest.raises(ValueError, match="is not a preset"):
         GenerateSettings(output="out", preset=str(path))
     with pytest.raises(FileNotFoundError, match=r"gone.json does not exist"):
         GenerateSettings(output="out", preset="gone.json")

@@ -179,7 +179,7 @@ def test_saved_records_come_back_and_others_are_refused(tmp_path):
     from safetensors.torch import save_file
 
     save_file({"power": torch.ones(2)}, path)
-    with pytest.raises(ValueError, match="no energy record"):
+    with pytest.raises(ValueError, match="not an energy record"):
         KPETrace.load(path)
     with pytest.raises(FileNotFoundError, match="does not exist"):
         KPETrace.load(tmp_path / "nothing")

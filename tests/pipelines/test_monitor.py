@@ -198,7 +198,7 @@ def test_scheduler_is_restored_when_the_run_fails():
     with pytest.raises(KeyboardInterrupt):
         monitor(**call_kwargs("sd3", callback_on_step_end=fail))
     assert type(pipe.scheduler) is FlowMatchEulerDiscreteScheduler
-    assert "_kpe_recorder" not in vars(pipe.scheduler)
+    assert "recorder" not in vars(pipe.scheduler)
     assert monitor.kpe.num_steps == 2  # what was measured before the failure is there
 
 
@@ -334,7 +334,7 @@ def test_what_cannot_be_monitored_is_refused_before_any_work(tmp_path):
     with pytest.raises(ValueError, match="or for a diffusion model a DDIMScheduler"):
         KPEMonitorPipeline.from_pipe(pipe)
     (tmp_path / "model_index.json").write_text("{")
-    with pytest.raises(ValueError, match="no pipeline folder"):
+    with pytest.raises(ValueError, match="not a pipeline folder"):
         KPEMonitorPipeline.from_pretrained(tmp_path)
 
 

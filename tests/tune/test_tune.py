@@ -298,13 +298,13 @@ def test_the_preset_draws_what_the_study_drew(model, tuned):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda c: c.clear(), "is no preset"),
-        (lambda c: c.update(format="other"), "is no preset .*'other'"),
+        (lambda c: c.clear(), "is not a preset"),
+        (lambda c: c.update(format="other"), "is not a preset .*'other'"),
         (lambda c: c.update(version=2), "format version 2"),
-        (lambda c: c["settings"].pop("k"), "lacks k"),
+        (lambda c: c["settings"].pop("k"), "is missing k"),
         (lambda c: c["settings"].update(alpha0=1), "unknown setting alpha0"),
         (lambda c: c["settings"].update(beta_0=1.0), "at most 0.0524"),
-        (lambda c: c.update(settings=3), "is no preset"),
+        (lambda c: c.update(settings=3), "is not a preset"),
     ],
 )
 def test_a_damaged_preset_is_refused_by_name(tmp_path, change, words):
