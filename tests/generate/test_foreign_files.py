@@ -1,4 +1,4 @@
-"""Every file that the batch job and the readers of pictures open, cut, retyped, nested or recoded: one sentence, no traceback."""
+"""Every file that jobs and readers of pictures open, cut, retyped, nested or recoded: one sentence, no traceback."""
 
 import io
 import shutil
