@@ -1,5 +1,6 @@
 """Files of a job that appear in its folder all at once, or not at all; and JSON that anyone may have written."""
 
+import filecmp
 import json
 import os
 import tempfile
@@ -74,14 +75,27 @@ def check_new(output: Path) -> None:
         raise FileExistsError(f"{output} is not an empty folder; give another one for the output.")
 
 
+def same_files(one: Path, other: Path) -> bool:
+    """Whether two folders hold the same files under the same names."""
+    names = [sorted(path.relative_to(folder) for path in folder.rglob("*")) for folder in (one, other)]
+    return names[0] == names[1] and all(
+        filecmp.cmp(one / name, other / name, shallow=False) for name in names[0] if (one / name).is_file()
+    )
+
+
 @contextmanager
-def new_folder(output: Path) -> Iterator[Path]:
-    """A hidden folder beside ``output`` that becomes ``output`` when the block is done; if it fails, ``output`` is as it was.
+def new_folder(output: Path, repeatable: bool = False) -> Iterator[Path]:
+    """A hidden folder next to ``output`` that becomes ``output`` when the block is done; if it fails, ``output`` is as it was.
+
+    Args:
+        repeatable: whether ``output`` may hold the same files already.
 
     Raises:
-        FileExistsError: ``output`` holds something. OSError: it cannot be written to.
+        FileExistsError: ``output`` holds something.
+        OSError: it cannot be written to.
     """
-    check_new(output)
+    if not repeatable:
+        check_new(output)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         holder = tempfile.TemporaryDirectory(prefix=".partial-", dir=output.parent)
@@ -91,6 +105,9 @@ def new_folder(output: Path) -> Iterator[Path]:
         built = Path(partial) / "folder"  # with the usual permissions, which a temporary folder has not
         built.mkdir()
         yield built
+        if repeatable and output.is_dir() and same_files(built, output):
+            return
+        check_new(output)
         if output.exists():
             output.rmdir()  # which a folder that has been filled meanwhile refuses
         os.rename(built, output)

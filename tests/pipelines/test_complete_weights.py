@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from tiny_pipelines import TINY
 
 from diffusers_kts.pipelines.complete_weights import check_weights
-from diffusers_kts.pipelines.pipeline_kpe_monitor import load_pipeline
+from diffusers_kts.pipelines.loading import load_pipeline
 
 
 @pytest.mark.parametrize("name", sorted(TINY))

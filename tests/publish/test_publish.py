@@ -1,6 +1,8 @@
 """``tools/cards.py`` and ``kts publish``: cards from measured numbers, folders as they go up, refusals, the upload itself."""
 
+import io
 import json
+import pickle
 import re
 import runpy
 import shutil
@@ -10,6 +12,7 @@ import tomllib
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import pytest
 from huggingface_hub import DatasetCard, ModelCard, SpaceCard
 from test_generate_hub import hub  # noqa: F401 (fixture)
@@ -117,6 +120,12 @@ def published_model(tmp_path_factory):
 SECRET = "hf_" + "a" * 34
 
 
+def archive():
+    data = io.BytesIO()
+    np.savez(data, images=np.array([{}], dtype=object))
+    return data.getvalue()
+
+
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
@@ -126,6 +135,11 @@ SECRET = "hf_" + "a" * 34
         ("log.txt", "saved to /home/someone/out", "/home/someone, a path of one machine"),
         (".env", "A=1", "private by its name"),
         ("weights.bin", "0", "is a pickle"),
+        ("weights.safetensors", pickle.dumps({"a": 1}), "weights.safetensors is a pickle"),
+        ("a.npz", archive(), "a.npz is a pickle"),
+        ("run.ipynb", "{}", "run.ipynb is none of what a published folder is made of"),
+        ("run.sh", f"export HF_TOKEN={SECRET}", "run.sh line 1 holds a Hugging Face token"),
+        ("LICENSE.xml", SECRET.encode("utf-16"), "LICENSE.xml line 1 holds a Hugging Face token"),
         ("README.md", "# A model\n\nF_mem 31.2 %.\n", "README.md line 3 says 31.2"),
     ],
 )
@@ -134,7 +148,7 @@ def test_what_must_not_go_up(kts, tmp_path, published_model, name, content, word
     shutil.copytree(published_model, folder)
     if name == "README.md":  # as it is, it goes through, as a folder of the user's own
         assert kts("publish", "model", "--source", folder, "--dry-run", "--output", "first")[0] == 0
-    (folder / name).write_text(content)
+    (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     code, _, err = kts("publish", "model", "--source", folder, "--dry-run", "--output", "again")
     assert code == 2 and words in err and "Traceback" not in err and SECRET not in err
     assert not (tmp_path / "again").exists()
@@ -180,10 +194,14 @@ def test_upload(kts, tmp_path, hub):  # noqa: F811
     sent = {str(p.relative_to(tmp_path / "kts-publish")) for p in (tmp_path / "kts-publish").rglob("*") if p.is_file()}
     assert set(hub.files) == sent and hub.created[0]["visibility"] == "private"
     assert hub.files["scheduler/diffusers_kts.py"] == (tmp_path / "kts-publish/scheduler/diffusers_kts.py").read_bytes()
-    hub.refuses = True
+    hub.refuses = ("POST",)
     code, _, err = kts("publish", "scheduler", "--repo", "a/b", "--results", RESULTS, "--output", "other")
     assert code == 2 and "other is complete, but a/b cannot be written" in err
-    hub.refuses = False
+    hub.refuses = ()
+    assert kts("publish", "scheduler", "--repo", "a/b", "--results", RESULTS, "--output", "other")[0] == 0  # the same again
+    (tmp_path / "other" / "README.md").write_text("mine")
+    code, _, err = kts("publish", "scheduler", "--repo", "a/b", "--results", RESULTS, "--output", "other")
+    assert code == 2 and "not an empty folder" in err and (tmp_path / "other" / "README.md").read_text() == "mine"
 
 
 @pytest.mark.parametrize(
