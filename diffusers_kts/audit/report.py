@@ -12,7 +12,8 @@ from jinja2 import Environment
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from ..plotting import plot_neighbors, plot_power, plot_samples
+from ..kpe.plot import plot_power
+from ..plotting import plot_neighbors, plot_samples
 from .figures import plot_energies, plot_groups, plot_shares
 from .measures import STATISTICS, Findings
 from .sampling import CONTROLS

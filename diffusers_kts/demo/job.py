@@ -16,9 +16,10 @@ from tqdm import tqdm
 from .. import __version__
 from ..files import written_together
 from ..images.training_images import load_images
+from ..kpe.plot import plot_power
 from ..kpe.trace import KPETrace
 from ..memorization.fraction import MemorizedFraction, measure_memorization, memorized
-from ..plotting import plot_neighbors, plot_power, plot_samples
+from ..plotting import plot_neighbors, plot_samples
 from ..sampling.devices import usable_device
 from ..sampling.find import IMAGES, find_images, find_model, num_classes
 from ..sampling.prompts import Prompt, in_turn, read_prompts

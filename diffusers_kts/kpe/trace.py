@@ -220,7 +220,7 @@ class KPETrace:
 
     def plot(self, ax: Any = None, label: str | None = None) -> Any:
         """Power against flow time, median and 10-90 % band, with ``tau_split`` and ``eta``. Returns the matplotlib axes."""
-        from ..plotting import plot_power
+        from .plot import plot_power
 
         return plot_power({label or self.settings.get("scheduler", "run"): self}, ax=ax)
 
