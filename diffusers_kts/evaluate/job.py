@@ -137,9 +137,8 @@ def _files(s: EvaluateSettings) -> list[Path]:
     files += [] if s.statistics is None else [s.statistics]
     read = [given.resolve() for given in (s.images, s.reference, s.training_images) if given is not None]
     for file in files:
-        for path in {file, file.parent}:
-            if path.resolve() in read:
-                raise ValueError(f"{path} is to be measured and to be written; give another file or folder to write.")
+        if file.resolve() in read:
+            raise ValueError(f"{file} is to be measured and to be written; give another file or folder to write.")
     for folder in read:
         check_finished(folder)
     return files

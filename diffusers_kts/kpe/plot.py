@@ -1,4 +1,7 @@
-"""The power along the path against flow time, as a figure."""
+"""Power against flow time.
+
+The figure is its own `matplotlib.figure.Figure`, so that nothing here touches pyplot's global state.
+"""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -21,7 +24,7 @@ def plot_power(traces: Mapping[str, "KPETrace"], ax: Axes | None = None) -> Axes
     Each step is drawn as long as it lasts, so the area below a curve is twice the path energy.
 
     Args:
-        traces (`Mapping[str, KPETrace]`): what to compare, by label.
+        traces (`Mapping[str, "KPETrace"]`): what to compare, by label.
         ax (`matplotlib.axes.Axes`, *optional*): where to draw; the panel of eta is cut off its lower end.
 
     Returns:

@@ -11,7 +11,7 @@ from diffusers import DiffusionPipeline
 
 from ..errors import brief
 from ..models import NAMES, REMEDY, check_model_name, embedded_model
-from ..pipelines.loading import load_pipeline
+from ..pipelines.loading import load_pipeline, pipeline_class
 
 LIGHT_BYTES = 200_000_000
 SHOWN = 3  # missing weights named
@@ -73,7 +73,7 @@ def load_schedulers(name: str) -> Any:
         config = DiffusionPipeline.load_config(name)
     except Exception as error:  # whatever a damaged folder, the network or the Hub make it raise
         raise ValueError(f"model {name!r} cannot be read ({brief(error)}); {REMEDY}.") from error
-    parts = {part: kinds for part, kinds in config.items() if isinstance(kinds, (list, tuple)) and len(kinds) == 2}
+    parts = {part: kinds for part, kinds in config.items() if part[0] != "_" and isinstance(kinds, list | tuple)}
     absent = {part: None for part, (_, kind) in parts.items() if kind is not None and "Scheduler" not in kind}
     return load_model(name, name, **absent)
 
@@ -85,8 +85,7 @@ def num_classes(folder: Path) -> int | None:
         ValueError: no pipeline folder.
     """
     try:
-        kind = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))["_class_name"]
-        if "ClassConditionalFlowPipeline" not in kind:  # a name, or a list of a file and a name
+        if pipeline_class(folder) != "ClassConditionalFlowPipeline":
             return None
         return int(json.loads((folder / "transformer" / "config.json").read_text())["num_embeds_ada_norm"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:

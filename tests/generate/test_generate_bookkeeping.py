@@ -14,7 +14,7 @@ from diffusers_kts.generate.ledger import Claims, Ledger, fcntl
 from diffusers_kts.generate.storage import Store
 from diffusers_kts.generate.verify import inspect_output
 
-JOB = ["generate", "--num-prompts", 6, "--batch-size", 2, "--steps", 2, "--output", "out"]
+JOB = ["generate", "--num-prompts", 6, "--batch-size", 2, "--num-inference-steps", 2, "--output", "out"]
 STRAYS = (".DS_Store", "._00000000.json", ".nfs000000000001", "00000000 (conflicted copy).json", "00000000.json~", "x.json")
 
 
@@ -73,7 +73,7 @@ def test_a_manifest_of_wrong_types_is_named(kts, tmp_path, change):
 
 
 def test_the_first_changed_prompt_is_named(kts, tmp_path):
-    job = ["generate", "--prompts", "p.jsonl", "--steps", 2, "--output", "out"]
+    job = ["generate", "--prompts", "p.jsonl", "--num-inference-steps", 2, "--output", "out"]
     (tmp_path / "p.jsonl").write_text('{"prompt": 1, "style": "ink"}\n{"prompt": 2}\n')
     assert kts(*job)[0] == 0
     for text, words in (

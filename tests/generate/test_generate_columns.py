@@ -6,7 +6,7 @@ import pytest
 
 datasets = pytest.importorskip("datasets")
 
-SMALL = ["--steps", 2, "--batch-size", 4]
+SMALL = ["--num-inference-steps", 2, "--batch-size", 4]
 GAPS = [
     {"prompt": i % 10, "note": None if i < 7 else "late", "score": 1 if i < 6 else 0.5, "source_file_name": f"src/{i}.jpg"}
     | {"index": i, "hash": 2**63 - 1 - i, "empty": None, "mark": "ß\u2028"}
