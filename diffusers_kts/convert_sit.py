@@ -56,7 +56,7 @@ def convert_sit(
     check_new(output)
     state, training = read_weights(weights)
     check_training(training)
-    config = sit_config(state) | {"reversed_time": is_of_repa(state) if reversed_time is None else reversed_time}
+    config = sit_config(state) | {"reversed_time": is_of_repa(state, training) if reversed_time is None else reversed_time}
     check_values(state)
     decoder = None if vae is None else load_vae(vae, config["in_channels"])
     names = class_names(labels, config["num_embeds_ada_norm"])

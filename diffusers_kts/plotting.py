@@ -1,4 +1,4 @@
-"""Pictures: power against flow time, grids of samples, samples beside their nearest training images, and
+"""Pictures: grids of samples, samples beside their nearest training images, and
 the settings of a study.
 
 Every figure is a `matplotlib.figure.Figure` of its own, so that nothing here touches pyplot's global state:

@@ -8,7 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_curve
 
-from ..plotting import MARK, STYLES
+from ..kpe.plot import STYLES
+from ..plotting import MARK
 from .measures import STATISTICS, Findings
 
 MORE_STYLES = (("#56B4E9", "-"), ("#E69F00", "--"), ("#0072B2", ":"))  # Okabe and Ito's other two, and one once more

@@ -266,7 +266,7 @@ def test_overwrite_throws_an_audit_away_and_nothing_else(tmp_path):
         (["--height", "28"], "takes no height"),
         (["--guidance-scale", "3"], "use guidance_scale=1"),
         (["--training-images", "file"], "cannot be read"),
-        (["--training-images", "pictures"], "holds 0 pictures"),
+        (["--training-images", "pictures"], "holds no pictures"),
         (["--training-images", "small.npy"], "the model draws"),
         (["--reference", "small.npy"], "the model draws"),
         (["--reference", "few.npy"], "3 reference images"),
