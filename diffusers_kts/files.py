@@ -1,6 +1,5 @@
 """Files of a job that appear in its folder all at once, or not at all; and JSON that anyone may have written."""
 
-import filecmp
 import json
 import os
 import tempfile
@@ -60,7 +59,7 @@ def written_together(output: Path, names: Sequence[str]) -> Iterator[Path]:
             yield Path(partial)
             for name in names:
                 if (Path(partial) / name).exists():
-                    os.replace(Path(partial) / name, output / name)
+                    (Path(partial) / name).replace(output / name)
                 else:
                     (output / name).unlink(missing_ok=True)  # of an earlier run
     except BaseException:
@@ -79,7 +78,7 @@ def same_files(one: Path, other: Path) -> bool:
     """Whether two folders hold the same files under the same names."""
     names = [sorted(path.relative_to(folder) for path in folder.rglob("*")) for folder in (one, other)]
     return names[0] == names[1] and all(
-        filecmp.cmp(one / name, other / name, shallow=False) for name in names[0] if (one / name).is_file()
+        (one / name).read_bytes() == (other / name).read_bytes() for name in names[0] if (one / name).is_file()
     )
 
 
@@ -88,6 +87,7 @@ def new_folder(output: Path, repeatable: bool = False) -> Iterator[Path]:
     """A hidden folder next to ``output`` that becomes ``output`` when the block is done; if it fails, ``output`` is as it was.
 
     Args:
+        output: the folder to be.
         repeatable: whether ``output`` may hold the same files already.
 
     Raises:
@@ -110,7 +110,7 @@ def new_folder(output: Path, repeatable: bool = False) -> Iterator[Path]:
         check_new(output)
         if output.exists():
             output.rmdir()  # which a folder that has been filled meanwhile refuses
-        os.rename(built, output)
+        built.rename(output)
 
 
 def write_whole(path: str | os.PathLike, content: bytes) -> None:

@@ -27,7 +27,13 @@ def upload(
     changed.
 
     Args:
-        message: of the commit. ignore_patterns: what stays behind. what: how an error calls the folder.
+        folder: what to upload.
+        repo: owner/name.
+        repo_type: "model", "dataset" or "space".
+        message: of the commit.
+        public: whether a new repository is public.
+        ignore_patterns: what stays behind.
+        what: how an error calls the folder.
 
     Raises:
         OSError: the Hub cannot be reached or refuses.

@@ -72,7 +72,8 @@ def plot_neighbors(
         rows (`Sequence[int]`): which samples to show.
         images (`Mapping[str, torch.Tensor]`, each (B, C, H, W) in [0, 1]): by heading.
         training (`torch.Tensor`, (n, C, H, W) in [0, 1]): the training images.
-        distances, indices (`Mapping[str, torch.Tensor]`, each (B, 2)): from `nearest_neighbors`, by heading.
+        distances (`Mapping[str, torch.Tensor]`, each (B, 2)): from `nearest_neighbors`, by heading.
+        indices (`Mapping[str, torch.Tensor]`, each (B, 2)): likewise.
         title (`str`): above everything.
         threshold (`float`, defaults to 1/3): ratio below which a sample is framed as memorized.
     """
@@ -104,8 +105,11 @@ def plot_front(
     """Settings on the plane of every two objectives, with the front among them; a single objective in the order tried.
 
     Args:
-        values: a row of objectives for each setting. front: which of them no other dominates. plain: of plain sampling.
-        labels: of the objectives. chosen: the setting that was tried on fresh samples.
+        values: a row of objectives for each setting.
+        front: which of them no other dominates.
+        plain: the objectives of plain sampling.
+        labels: names of the objectives.
+        chosen: the setting that was tried on fresh samples.
     """
     alone = len(labels) == 1
     rows = [[i, *row] if alone else list(row) for i, row in enumerate(values, 1)]

@@ -8,6 +8,7 @@ features, to the real test images) and F_mem; the question is how low F_mem gets
 KTS with alpha_0 = 0 and beta_0 = 0.02, pays. Writes ``results/frontier.md``, ``results/frontier.json`` and the plot.
 """
 
+import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -117,7 +118,7 @@ def measure(
 def lowest(places: Sequence[tuple[float, float]], limit: float) -> float | None:
     """The lowest F_mem on the broken line through (FD, F_mem) ``places`` where FD is at most ``limit``; None if nowhere."""
     reached = [f for fd, f in places if fd <= limit]
-    for (fd, f), (next_fd, next_f) in zip(places, places[1:], strict=False):
+    for (fd, f), (next_fd, next_f) in itertools.pairwise(places):
         if (fd - limit) * (next_fd - limit) < 0:
             reached.append(f + (next_f - f) * (limit - fd) / (next_fd - fd))
     return min(reached, default=None)

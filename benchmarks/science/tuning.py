@@ -57,9 +57,13 @@ def section(name: str, report: dict[str, Any], with_front: bool) -> str:
     if report["comparisons"]:
         text.append(f"The candidate, {report['candidate']['words']}, on {report['fresh_samples']} fresh samples:")
         compared = [
-            [c["label"], f"{c['plain']:.4g}", f"{c['candidate']:.4g}"]
-            + [f"{c['difference']:+.4g} ({c['low']:+.4g} to {c['high']:+.4g})"]
-            + [c["finding"]]
+            [
+                c["label"],
+                f"{c['plain']:.4g}",
+                f"{c['candidate']:.4g}",
+                f"{c['difference']:+.4g} ({c['low']:+.4g} to {c['high']:+.4g})",
+                c["finding"],
+            ]
             for c in report["comparisons"]
         ]
         text.append(table(["objective", "plain", "candidate", "difference (95 %, Bonferroni)", "finding"], compared))

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import platform
 import shutil
 from collections.abc import Mapping
@@ -208,7 +207,7 @@ def _write(path: Path, batches: Mapping[str, Batch]) -> None:
         if batch.trace is not None:
             batch.trace.save(partial / f"{name}.kpe.safetensors")
     shutil.rmtree(path, ignore_errors=True)  # one that could not be read
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 def _read(path: Path) -> dict[str, Batch] | None:

@@ -91,6 +91,7 @@ def make_plan(inputs: Inputs, metrics: Sequence[str], choices: Mapping[str, str 
         inputs (`Inputs`): what was given.
         metrics (`Sequence[str]`): of `METRICS`; or "auto" alone, all that can be measured without a download.
         choices (`Mapping`): "inception", "dinov2", "features", "clip": which file, checkpoint or space; None for the usual.
+        device (`torch.device`): where networks run.
 
     Raises:
         ValueError: unknown metrics, nothing that can be measured, or a metric, file or checkpoint that was named and is of no

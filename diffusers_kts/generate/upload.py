@@ -20,6 +20,8 @@ def data_card(manifest: Manifest, sums: dict[str, int], folders: list[str]) -> s
     """The text of ``README.md``: what the data set is, its columns and settings.
 
     Args:
+        manifest: of the output.
+        sums: what the output holds, counted.
         folders: top-level names of the output; only patterns that match something are named to the Hub.
     """
     from huggingface_hub import DatasetCardData

@@ -122,7 +122,8 @@ def paired_difference(
     """How F_mem differs between two samplers that drew the same noises.
 
     Args:
-        is_memorized, reference (`torch.Tensor`, (B,)): bool, from `memorized`, the same noise in the same place.
+        is_memorized (`torch.Tensor`, (B,)): bool, from `memorized`.
+        reference (`torch.Tensor`, (B,)): bool, of the other sampler, the same noise in the same place.
         confidence (`float`, defaults to 0.95): of the bootstrap interval.
         seed (`int`): of the bootstrap.
 

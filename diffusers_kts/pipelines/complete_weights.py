@@ -21,7 +21,8 @@ def check_weights(folder: Path, **kwargs: Any) -> None:
     """Compare the tensors of every model in a pipeline folder with those of its class; none is read.
 
     Args:
-        kwargs: as `DiffusionPipeline.from_pretrained`; components among them are not looked at.
+        folder: the pipeline.
+        **kwargs: as `DiffusionPipeline.from_pretrained`; components among them are not looked at.
 
     Raises:
         ValueError: tensors are missing, left over, or of another shape: which.

@@ -37,6 +37,7 @@ def problems(folder: Path, sources: Iterable[Path] = ()) -> list[str]:
     """One sentence for each reason not to upload ``folder``.
 
     Args:
+        folder: what would be uploaded.
         sources: JSON files with the numbers of its card, beside those in the folder.
     """
     found = list(_files(folder))

@@ -24,6 +24,8 @@ def carried(row: Mapping[str, Any], prompt_column: str, where: str) -> dict[str,
     number that is NaN is missing.
 
     Args:
+        row: the row of a prompt.
+        prompt_column: which column is the prompt.
         where: names the row in an error.
 
     Raises:

@@ -86,6 +86,8 @@ class SpaceModel:
         """Draw with a scheduler and a pipeline of this request's own; only the weights are shared.
 
         Args:
+            drawing: what to draw.
+            shaping: the settings.
             advance: called after every step; may raise `sessions.Stopped`.
 
         Raises:

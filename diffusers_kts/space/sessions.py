@@ -21,6 +21,7 @@ class Sessions:
         """The event that `stop` sets, for the time of one drawing.
 
         Args:
+            session: of the visitor.
             stopped: that event, where something else sets it too.
         """
         stopped = stopped or threading.Event()

@@ -12,6 +12,7 @@ distance, a user's score) is needed. A tie lets a setting go on, since few sampl
 equals costs nothing, and a setting that is better in any objective by more than the noise stays.
 """
 
+import itertools
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -33,9 +34,7 @@ def batches(start: int, stop: int, num_samples: int, batch_size: int) -> list[ra
     size = min(batch_size, num_samples // PIECES)
     edges = sorted({start, stop, *(m for m in (num_samples // PIECES, *rungs(num_samples)) if start < m < stop)})
     return [
-        range(first, min(first + size, end))
-        for begin, end in zip(edges[:-1], edges[1:], strict=True)
-        for first in range(begin, end, size)
+        range(first, min(first + size, end)) for begin, end in itertools.pairwise(edges) for first in range(begin, end, size)
     ]
 
 

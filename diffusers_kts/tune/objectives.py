@@ -129,6 +129,7 @@ def find_objective(choice: str | Score, direction: str | None, yardsticks: Yards
     Args:
         choice (`str` or `Callable`): one of `NAMED`; "module:function" or "file.py:function"; or the function itself,
             ``score(images, trace)``, which returns a float for the batch, or (B,), one number per sample.
+        yardsticks: what named objectives compare with.
         direction (`str`, *optional*): "minimize" or "maximize", in place of the usual one.
 
     Raises:

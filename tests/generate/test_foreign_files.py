@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from diffusers_kts import cli
 
-JOB = ["generate", "--class-labels", "0,1,2", "--steps", "1", "--batch-size", "2"]
+JOB = ["generate", "--class-labels", "0,1,2", "--num-inference-steps", "1", "--batch-size", "2"]
 EVALUATE = ["evaluate", "SET", "--reference", "SET", "--metrics", "fd", "--image-size", "8"]
 CASES = {  # file -> commands that read it
     "imagefolder/.kts/manifest.json": [["verify", "imagefolder"], [*JOB, "--output", "imagefolder"]],
@@ -24,9 +24,9 @@ CASES = {  # file -> commands that read it
     "parquet/data/000000.parquet": [[name.replace("SET", "parquet") for name in EVALUATE]],
     "a.npy": [[name.replace("SET", "a.npy") for name in EVALUATE]],
     "imagefolder/config.yaml": [["generate", "--config", "imagefolder/config.yaml", "--dry-run"]],
-    "p.jsonl": [["generate", "--prompts", "p.jsonl", "--steps", "1", "--dry-run"]],
-    "p.csv": [["generate", "--prompts", "p.csv", "--steps", "1", "--dry-run"]],
-    "p.parquet": [["generate", "--prompts", "p.parquet", "--steps", "1", "--dry-run"]],
+    "p.jsonl": [["generate", "--prompts", "p.jsonl", "--num-inference-steps", "1", "--dry-run"]],
+    "p.csv": [["generate", "--prompts", "p.csv", "--num-inference-steps", "1", "--dry-run"]],
+    "p.parquet": [["generate", "--prompts", "p.parquet", "--num-inference-steps", "1", "--dry-run"]],
 }
 
 

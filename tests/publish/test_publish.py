@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hub_stand_in import hub  # noqa: F401 (fixture)
 from huggingface_hub import DatasetCard, ModelCard, SpaceCard
-from test_generate_hub import hub  # noqa: F401 (fixture)
 
 from diffusers_kts.publish.cards import KINDS, card
 from diffusers_kts.publish.job import PublishSettings, run_publish
@@ -188,7 +188,7 @@ def test_a_data_set_needs_a_finished_job(kts, tmp_path):
     assert DatasetCard.load(tmp_path / "kts-publish" / "README.md").data.configs
 
 
-def test_upload(kts, tmp_path, hub):  # noqa: F811
+def test_upload(kts, tmp_path, hub):
     code, out, err = kts("publish", "scheduler", "--repo", "a/b", "--results", RESULTS)
     assert code == 0 and "Uploaded to http" in out, err
     sent = {str(p.relative_to(tmp_path / "kts-publish")) for p in (tmp_path / "kts-publish").rglob("*") if p.is_file()}
