@@ -78,7 +78,8 @@ def test_killed_at_random_moments(format, tmp_path):
     while killed < KILLS:
         drawing = worker.CONTEXT.Event()
         process = worker.start(job | {"output": str(folder)}, drawing)
-        assert drawing.wait(60)
+        while not drawing.wait(0.1) and process.is_alive():
+            pass  # one that finds every block drawn only puts the tables together
         time.sleep(moments.uniform(0, 0.12))
         process.kill()
         process.join()
