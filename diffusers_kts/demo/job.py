@@ -3,7 +3,7 @@
 import json
 import platform
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from ..seeding import sample_seed
 from .settings import DemoSettings
 
 FILES = ("samples.png", "energy.png", "neighbors.png", "kpe.parquet", "summary.json")
+PROMPTS = "prompts.txt"  # that a text model brings along
 SHOWN = 64  # samples in a picture
 NEIGHBOR_ROWS = 8
 
@@ -68,6 +69,8 @@ def run_demo(settings: DemoSettings, show_progress: bool = True) -> DemoResult:
     """
     _check_output(settings)
     folder = find_model(settings.model)
+    if (folder / PROMPTS).exists() and not any((settings.prompt, settings.prompts, settings.dataset, settings.class_labels)):
+        settings = replace(settings, prompts=str(folder / PROMPTS))
     prompts = read_prompts(settings, num_classes(folder))
     path = None
     if settings.training_images is not None or (folder / IMAGES).exists():

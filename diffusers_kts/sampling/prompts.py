@@ -44,7 +44,11 @@ def read_prompts(settings: PromptSettings, num_classes: int | None) -> list[Prom
         ValueError: unreadable, empty, or a column that cannot be used (each with its line), or no prompts.
     """
     source: Iterable[Prompt]
-    if settings.prompts is not None:
+    if settings.prompt is not None:
+        if not settings.prompt.strip():
+            raise ValueError(f"prompt is {settings.prompt!r}; give some text.")
+        source = [Prompt(settings.prompt)]
+    elif settings.prompts is not None:
         source = _read_file(Path(settings.prompts), settings)
     elif settings.dataset is not None:
         source = _read_dataset(settings)
@@ -53,7 +57,7 @@ def read_prompts(settings: PromptSettings, num_classes: int | None) -> list[Prom
         classes = [Prompt(label.strip() if isinstance(label, str) else label) for label in labels]
         source = classes if settings.num_prompts is None else itertools.cycle(classes)
     else:
-        raise ValueError("there are no prompts; give a file with --prompts, or a data set with --dataset.")
+        raise ValueError("there are no prompts; give one with --prompt, a file with --prompts, or a data set with --dataset.")
     found = list(itertools.islice(source, settings.num_prompts))
     if not found:
         raise ValueError(f"{settings.prompts or settings.dataset} holds no prompts; give at least one.")

@@ -150,7 +150,7 @@ class SamplingSettings(Settings):
     """What to draw from, and how."""
 
     model: str = setting(
-        NAMES[0], "Pipeline folder, Hub id, or an embedded model: memorizing, generalizing.", MODEL, identity=False
+        NAMES[0], "Pipeline folder, Hub id, or an embedded model: " + ", ".join(NAMES) + ".", MODEL, identity=False
     )
     dtype: str = setting("float32", "Of the model.", MODEL, choices=DTYPES)
     offload: str = setting("none", "Move parts of the model to the CPU when idle.", MODEL, identity=False, choices=OFFLOADS)
@@ -181,6 +181,7 @@ class SamplingSettings(Settings):
 class PromptSettings(Settings):
     """The prompts or classes to draw."""
 
+    prompt: str | None = setting(None, "A single prompt.", PROMPTS, identity=False)
     prompts: str | None = setting(None, "Prompts: .txt (one per line), .jsonl, .csv or .parquet.", PROMPTS, identity=False)
     dataset: str | None = setting(
         None, "Prompts from a data set of the Hub, or a folder `datasets` reads.", PROMPTS, identity=False
@@ -196,7 +197,7 @@ class PromptSettings(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        sources = [name for name in ("prompts", "dataset", "class_labels") if getattr(self, name) is not None]
+        sources = [name for name in ("prompt", "prompts", "dataset", "class_labels") if getattr(self, name) is not None]
         if len(sources) > 1:
             raise ValueError(f"{sources[0]} and {sources[1]} are both given; give one of them.")
 

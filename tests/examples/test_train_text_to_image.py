@@ -18,7 +18,9 @@ SCRIPT = Path(__file__).parents[2] / "examples" / "train_text_to_image.py"
 SLICE = Path(__file__).parents[1] / "data" / "emoji_slice.npz"
 COMMON = "--batch-size 4 --checkpoint-every 2 --log-every 2 --warmup 2 --sample-every 100"
 SMALL_VAE = "--channels 8 8 8 8 --latent-channels 4"
-SMALL_FLOW = "--hidden-size 64 --num-layers 2 --text-size 32 --text-layers 2 2 --vocab-size 300 --held-out 4 --sample-prompts 2"
+SMALL_FLOW = (
+    "--hidden-size 64 --num-layers 2 --text-size 32 --text-layers 2 2 --vocab-size 300 --held-out 4 --sample-prompts 2"
+)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from diffusers import AutoencoderKL, DiffusionPipeline, DiTTransformer2DModel, F
 from tiny_pipelines import _image_vae
 
 from diffusers_kts import ClassConditionalFlowPipeline, KPEMonitorPipeline, KTSFlowMatchScheduler, embedded_model
-from diffusers_kts.models import NAMES
+from diffusers_kts.models import CLASS_CONDITIONAL
 from diffusers_kts.pipelines.loading import load_pipeline
 
 
@@ -110,7 +110,7 @@ def test_a_name_is_refused_where_classes_have_none(generalizing):
         pipe("Bag")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CLASS_CONDITIONAL)
 def test_embedded_models_are_small_and_draw_pictures(name):
     weights = embedded_model(name) / "transformer" / "diffusion_pytorch_model.safetensors"
     assert weights.stat().st_size <= 8 * 2**20
