@@ -1,8 +1,9 @@
-"""Where results go: figures as JSON, and the script's own section of ``benchmarks/RESULTS.md``."""
+"""Where results go: numbers as JSON and pictures as PNG, with the script's own page beside them."""
 
 import argparse
 import json
 import platform
+import re
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,19 +13,13 @@ import diffusers
 import torch
 
 HERE = Path(__file__).parent
-SECTIONS = {
+TITLES = {
     "paper_tables": "The paper's tables on Fashion-MNIST",
     "frontier": "Quality against memorization: KTS, touchdown, fewer steps",
     "memorization_score": "A memorization score from the trajectory alone",
     "tuning": "Settings that kts tune recommends",
-    "adaptive": "Gains by the sample: energy budget and turning",
-    "performance_table": "What shaping and measuring cost",
+    "adaptive": "Gains per sample: energy budget and turning",
 }
-PREFACE = """# Results
-
-Every section is written by the script it names; change the script, not the text. Sentences that begin with "Verdict" are
-computed from the numbers.
-"""
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
@@ -35,7 +30,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     result.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     result.add_argument("--num-images", type=int, default=1024, help="training images of a model given as a snapshot")
     result.add_argument("--epochs", type=int, default=4, help="of the classifier")
-    result.add_argument("--output", type=Path, default=HERE, help="folder of RESULTS.md and results/")
+    result.add_argument("--output", type=Path, default=HERE, help="folder of results/")
     result.add_argument("--cache", type=Path, default=HERE / "cache", help="folder of what has been drawn already")
     result.add_argument(
         "--draw-only", action="store_true", help="fill the cache and stop, so that processes can share the work"
@@ -67,27 +62,22 @@ def write_json(output: Path, name: str, result: dict[str, Any]) -> None:
     (output / "results" / f"{name}.json").write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
 
 
-def write_section(output: Path, name: str, text: str, result: dict[str, Any]) -> None:
-    """The section of a script in ``RESULTS.md``, and its numbers in ``results/``."""
+def write_page(output: Path, name: str, text: str, result: dict[str, Any]) -> None:
+    """``results/<name>.md``, the page of a script, and its numbers in ``results/<name>.json``."""
     write_json(output, name, result)
-    path = output / "RESULTS.md"
-    if not path.exists():
-        empty = "".join(
-            f"\n## {title}\n\n{start}\n{end}\n"
-            for title, (start, end) in zip(SECTIONS.values(), map(marks, SECTIONS), strict=True)
-        )
-        path.write_text(PREFACE + empty)
     run = result["environment"]
     made = (
-        f"`python benchmarks/{name}.py`, {run['date']}: seeds {', '.join(map(str, result['seeds']))}, "
+        f"`python -m benchmarks.science.{name}`, {run['date']}: seeds {', '.join(map(str, result['seeds']))}, "
         f"{result['num_samples']} samples of each; {run['device']}, Python {run['python']}, torch {run['torch']}, "
         f"diffusers {run['diffusers']}."
     )
-    write_between(path, marks(name), f"{made}\n\n{text}")
+    text = re.sub(r"(\n[^*\n][^\n]*)\n\* ", r"\1\n\n* ", text)  # Markdown wants an empty line before a list
+    (output / "results" / f"{name}.md").write_text(f"# {TITLES[name]}\n\n{made}\n\n{text}\n")
 
 
-def marks(name: str) -> tuple[str, str]:
-    return f"<!-- written by benchmarks/{name}.py -->", f"<!-- end of {name} -->"
+def marks(script: str) -> tuple[str, str]:
+    """Between which a script writes into a file that people write, too; ``script`` as "cost/performance_table"."""
+    return f"<!-- written by benchmarks/{script}.py -->", f"<!-- end of {script.rpartition('/')[2]} -->"
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 from .lazy_exports import lazy_exports
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 _EXPORTS = {
     "ClassConditionalFlowPipeline": ".pipelines.pipeline_flow_class_conditional",
     "Diagnosis": ".doctor",
     "Gain": ".gain",
-    "KPECallback": ".pipelines.pipeline_kpe_monitor",
+    "KPECallback": ".pipelines.kpe_callback",
     "KPEMonitorPipeline": ".pipelines.pipeline_kpe_monitor",
     "KPETrace": ".kpe.trace",
     "KTSAdaptiveFlowMatchScheduler": ".schedulers.scheduling_kts_adaptive_flow_match",
@@ -25,6 +25,7 @@ _EXPORTS = {
     "KTSUniPCMultistepScheduler": ".schedulers.scheduling_kts_unipc_multistep",
     "ModelMixin": "diffusers",  # diffusers looks for these two in the library of a component before it loads the component
     "PRESETS": ".presets",
+    "Shaping": ".shaping",
     "SchedulerMixin": "diffusers",
     "SiTTransformer2DModel": ".models.transformer_sit",
     "diagnose": ".doctor",
@@ -42,8 +43,9 @@ if TYPE_CHECKING:
     from .kpe.trace import KPETrace
     from .models import embedded_model
     from .models.transformer_sit import SiTTransformer2DModel
+    from .pipelines.kpe_callback import KPECallback
     from .pipelines.pipeline_flow_class_conditional import ClassConditionalFlowPipeline
-    from .pipelines.pipeline_kpe_monitor import KPECallback, KPEMonitorPipeline
+    from .pipelines.pipeline_kpe_monitor import KPEMonitorPipeline
     from .pipelines.save_stock import save_with_stock_scheduler
     from .presets import PRESETS, load_preset
     from .schedulers.scheduling_kts_adaptive_flow_match import KTSAdaptiveFlowMatchScheduler
@@ -53,5 +55,6 @@ if TYPE_CHECKING:
     from .schedulers.scheduling_kts_flow_match import KTSFlowMatchScheduler
     from .schedulers.scheduling_kts_flow_match_heun import KTSFlowMatchHeunScheduler
     from .schedulers.scheduling_kts_unipc_multistep import KTSUniPCMultistepScheduler
+    from .shaping import Shaping
 
 __getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)

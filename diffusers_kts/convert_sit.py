@@ -7,8 +7,8 @@ from pathlib import Path
 from accelerate import init_empty_weights
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
 
+from .errors import brief
 from .files import check_new, new_folder
-from .images.training_images import brief
 from .models.sit_weights import (
     check_training,
     check_values,
@@ -56,7 +56,7 @@ def convert_sit(
     check_new(output)
     state, training = read_weights(weights)
     check_training(training)
-    config = sit_config(state) | {"reversed_time": is_of_repa(state) if reversed_time is None else reversed_time}
+    config = sit_config(state) | {"reversed_time": is_of_repa(state, training) if reversed_time is None else reversed_time}
     check_values(state)
     decoder = None if vae is None else load_vae(vae, config["in_channels"])
     names = class_names(labels, config["num_embeds_ada_norm"])

@@ -1,10 +1,8 @@
 """What KTS and KPE will do in a given pipeline, and what to paste to have it: the work of ``kts doctor``."""
 
 import inspect
-import os
 import warnings
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,18 +10,16 @@ import PIL.Image
 import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, ModularPipeline
 
-from .images.training_images import brief
-from .models import NAMES, REMEDY, check_model_name, embedded_model
-from .pipelines.pipeline_kpe_monitor import KPEMonitorPipeline, load_pipeline, schedulers_of
+from .kpe.recording import schedulers_of
+from .pipelines.pipeline_kpe_monitor import KPEMonitorPipeline
 from .presets import PRESETS
 from .schedulers.base import KTSSchedulerMixin, ScheduleTable
 from .schedulers.replacement import fitting_scheduler
 from .schedulers.scheduling_kts_flow_match import KTSFlowMatchScheduler
 
 FEW_STEPS = 8
-DRY_RUN_PARAMETERS = 50_000_000
-DRY_RUN_STEPS = 3
-LIGHT_BYTES = 200_000_000
+TRIAL_PARAMETERS = 50_000_000
+TRIAL_STEPS = 3
 
 # what a pipeline does with its scheduler that no configuration shows; read from its source
 AUDIO = "the audio latents step with a copy of the scheduler, shaped alike and recorded as a stream of their own"
@@ -94,14 +90,14 @@ class Diagnosis:
     Attributes:
         pipeline (`str`): class name. num_inference_steps (`int`): steps assumed.
         schedulers (`tuple[SchedulerDiagnosis, ...]`): every scheduler, those of sub-pipelines too.
-        notes (`tuple[str, ...]`): of the pipeline. dry_run (`str`): what a short run showed, or why there was none.
+        notes (`tuple[str, ...]`): of the pipeline. trial (`str`): what a short run showed, or why there was none.
     """
 
     pipeline: str
     num_inference_steps: int
     schedulers: tuple[SchedulerDiagnosis, ...]
     notes: tuple[str, ...] = ()
-    dry_run: str = ""
+    trial: str = ""
 
     @property
     def can_shape(self) -> bool:
@@ -111,39 +107,18 @@ class Diagnosis:
     def __str__(self) -> str:
         blocks = [f"{self.pipeline}, {self.num_inference_steps} steps", *map(str, self.schedulers)]
         blocks += [f"note: {note}." for note in self.notes]
-        if self.dry_run:
-            blocks.append(f"dry run: {self.dry_run}.")
+        if self.trial:
+            blocks.append(f"trial: {self.trial}.")
         return "\n".join(blocks)
 
 
-def load_for_diagnosis(model: str | os.PathLike) -> Any:
-    """The pipeline of an embedded model, a folder or a Hub id; of large ones the schedulers only.
-
-    Raises:
-        ValueError: there is no readable pipeline.
-    """
-    check_model_name(str(model))
-    if str(model) in NAMES:
-        return load_pipeline(embedded_model(str(model)))
-    folder = Path(model)
-    if folder.exists() and _size(folder) < LIGHT_BYTES:
-        return load_pipeline(folder)
-    try:
-        config = DiffusionPipeline.load_config(model)
-    except Exception as error:  # whatever a damaged folder, the network or the Hub make it raise
-        raise ValueError(f"model {str(model)!r} cannot be read ({brief(error)}); {REMEDY}.") from error
-    parts = {name: part for name, part in config.items() if isinstance(part, (list, tuple)) and len(part) == 2}
-    absent = {name: None for name, (_, kind) in parts.items() if kind is not None and "Scheduler" not in kind}
-    return load_pipeline(model, **absent)
-
-
-def diagnose(pipe: Any, num_inference_steps: int | None = None, dry_run: bool | None = None, **shaping: Any) -> Diagnosis:
+def diagnose(pipe: Any, num_inference_steps: int | None = None, trial: bool | None = None, **shaping: Any) -> Diagnosis:
     """Inspect a pipeline; nothing of it is changed.
 
     Args:
         pipe (`DiffusionPipeline` or `ModularPipeline`): any pipeline.
         num_inference_steps (`int`, *optional*): instead of the pipeline's own default.
-        dry_run (`bool`, *optional*): run a few steps, with the scheduler it has and with ours; by default where all
+        trial (`bool`, *optional*): run a few steps, with the scheduler it has and with ours; by default where all
             models together have at most 50 million parameters.
         shaping: settings of the KTS schedulers; by default `PRESETS` ["balanced"].
 
@@ -154,6 +129,8 @@ def diagnose(pipe: Any, num_inference_steps: int | None = None, dry_run: bool | 
         raise TypeError(f"diagnose got {type(pipe).__name__}; give a diffusers pipeline.")
     shaping = {**PRESETS["balanced"], **shaping}
     KTSFlowMatchScheduler(**shaping)  # wrong settings are refused before any work
+    if num_inference_steps is not None and num_inference_steps < 1:
+        raise ValueError(f"num_inference_steps is {num_inference_steps}; give at least 1.")
     steps, notes = num_inference_steps, _remarks(pipe)
     if steps is None:
         default = _parameters(pipe).get("num_inference_steps")
@@ -165,18 +142,14 @@ def diagnose(pipe: Any, num_inference_steps: int | None = None, dry_run: bool | 
         notes.append("it has no scheduler, so there is no path to measure or to shape")
     schedulers = tuple(_diagnose_scheduler(pipe, name, scheduler, steps, shaping) for name, scheduler in found.items())
     diagnosis = Diagnosis(type(pipe).__name__, steps, schedulers, tuple(notes))
-    if dry_run is None:
+    if trial is None:
         parameters = sum(p.numel() for part in _modules(pipe) for p in part.parameters())
-        if not 0 < parameters <= DRY_RUN_PARAMETERS:
+        if not 0 < parameters <= TRIAL_PARAMETERS:
             size = f"its models have {parameters / 1e6:.0f} million parameters" if parameters else "its models are not loaded"
-            return replace(diagnosis, dry_run=f"none, since {size}")
-    elif not dry_run:
+            return replace(diagnosis, trial=f"none, since {size}")
+    elif not trial:
         return diagnosis
-    return replace(diagnosis, dry_run=_dry_run(pipe, diagnosis, shaping))
-
-
-def _size(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    return replace(diagnosis, trial=_try(pipe, diagnosis, shaping))
 
 
 def _parameters(pipe: Any) -> dict[str, inspect.Parameter]:
@@ -231,6 +204,7 @@ def _diagnose_scheduler(pipe: Any, name: str, scheduler: Any, steps: int, shapin
         alarms.append("it takes no step, the pipelines inside this one have schedulers of their own")
     elif isinstance(pipe, DiffusionPipeline) and name not in pipe.components:
         alarms.append("save_pretrained does not save it: give scheduler= again when you load the pipeline")
+    notes += _double_shift(ours, steps)
     moved, late = ours.net_displacement(0), None
     strength = _parameters(pipe).get("strength")
     if strength is not None and isinstance(strength.default, float) and strength.default < 1:
@@ -247,6 +221,26 @@ def _diagnose_scheduler(pipe: Any, name: str, scheduler: Any, steps: int, shapin
     return SchedulerDiagnosis(
         name, found, cls.__name__, code, schedule, table, moved, late, tuple(notes), tuple(dict.fromkeys(alarms))
     )
+
+
+def _double_shift(ours: Any, steps: int) -> list[str]:
+    """What diffusers issue 13243 does: without levels of the pipeline's own, the lowest one is shifted twice."""
+    config = ours.config
+    shift = config.get("shift") or 1
+    known = isinstance(ours, FlowMatchEulerDiscreteScheduler) and not config.get("use_dynamic_shifting")
+    if not known or shift == 1 or len(ours.sigmas) != steps + 1:
+        return []
+    lowest, last = float(ours.sigma_min), float(ours.sigmas[-2])
+    if not lowest * 1.01 < last < lowest * shift * 1.01:
+        return []  # the pipeline's levels, or a touchdown
+    levels = np.linspace(1, lowest / (shift - (shift - 1) * lowest), steps)
+    once = 1 - shift * levels / (1 + (shift - 1) * levels)
+    landing = int((once >= config.tau_split).sum())
+    return [
+        f"the shift of {shift:g} acts twice on the lowest levels (diffusers issue 13243): the last step begins at sigma "
+        f"{last:.4f}, not {lowest:.4f}. Launch and landing follow the levels as they are: "
+        f"{sum(row['phase'] == 'landing' for row in ours.schedule_table())} steps land, {landing} with one shift"
+    ]
 
 
 def _default(cls: Any, name: str) -> Any:
@@ -273,7 +267,7 @@ def _set_schedule(pipeline: str, ours: Any, steps: int) -> str:
     return called + (f", shift {shift:g}" if shift is not None else "")
 
 
-def _dry_run(pipe: Any, diagnosis: Diagnosis, shaping: dict[str, Any]) -> str:
+def _try(pipe: Any, diagnosis: Diagnosis, shaping: dict[str, Any]) -> str:
     """Run a few steps with the scheduler as it is and with ours, from the same seed."""
     main = next((s for s in diagnosis.schedulers if s.name == "scheduler"), None)
     try:
@@ -318,7 +312,7 @@ def _arguments(pipe: Any) -> dict[str, Any]:
         "height": 64,
         "width": 64,
         "num_frames": 9,
-        "num_inference_steps": DRY_RUN_STEPS,
+        "num_inference_steps": TRIAL_STEPS,
         "max_sequence_length": 32,
         "output_type": "latent",
     }

@@ -1,39 +1,94 @@
-"""Flow coordinates of every diffusion model, in which energies compare and shaping means the same.
+"""Flow time, noise level and velocity of flow and diffusion models, in the coordinates where energies compare.
 
 A state ``x = alpha x_0 + sigma eps`` is ``X = x / (alpha + sigma) = t x_0 + (1 - t) eps`` at the flow time
 ``t = alpha / (alpha + sigma)``, and moves at ``v = dX/dt = x0_hat - eps_hat``. For a flow model ``alpha + sigma = 1``. Steps
-with constant ``x0_hat`` and ``eps_hat``, DDIM's and Euler's, are the Euler steps ``X + (t' - t) v``. Ours.
+with constant ``x0_hat`` and ``eps_hat``, those of DDIM and Euler, are the Euler steps ``X + (t' - t) v``. Not from the paper.
 """
 
-from typing import Any
+import sys
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
-import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, UniPCMultistepScheduler
+import numpy as np
 
-DIFFUSION = (DDIMScheduler, EulerDiscreteScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler)
+if TYPE_CHECKING:
+    import torch
+
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction", "flow_prediction")
+ON_GRID = 1e-6
 
 
-def wide_dtype(a: torch.Tensor, b: torch.Tensor) -> torch.dtype:
-    """In which steps compute: that of both tensors, fp32 or wider."""
-    return torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
+def array_library(numbers: Any) -> Any:
+    """The module whose functions take these numbers: torch for a tensor, otherwise numpy. Does not import torch."""
+    torch = sys.modules.get("torch")
+    return torch if torch is not None and isinstance(numbers, torch.Tensor) else np
 
 
-def flow_sigma(noise_to_signal: torch.Tensor) -> torch.Tensor:
+def exceeds_one(sigmas: Any) -> bool:
+    """Whether a schedule (N,) counts noise as ``sigma / alpha`` (variance exploding) instead of ``1 - t``."""
+    return bool(len(sigmas)) and float(max(sigmas)) > 1 + 1e-4  # shifting in float32 may give 1.0000001
+
+
+def flow_times(sigmas: Any, invert_sigmas: bool = False, marks: Iterable[float] = ()) -> Any:
+    """Flow time of every noise level, in float64.
+
+    It is ``1 - sigma``; ``sigma`` itself where a model counts upwards (``invert_sigmas``, Mochi); ``1 / (1 + sigma)`` where
+    the schedule exceeds 1 (variance exploding, Cosmos).
+
+    Args:
+        sigmas: (N,) noise levels, a tensor, an array or a list.
+        invert_sigmas: whether the levels are flow times.
+        marks: flow times that a level within 1e-6 is set to. Sigmas are float32, so a grid point meant for ``tau_split``
+            misses it by about 1e-7.
+
+    Returns:
+        (N,) a tensor for a tensor, otherwise an array.
+    """
+    xp = array_library(sigmas)
+    t = xp.asarray(sigmas, dtype=xp.float64)
+    if not invert_sigmas:
+        t = 1 / (1 + t) if exceeds_one(sigmas) else 1 - t
+    return snap(t, marks)
+
+
+def snap(t: Any, marks: Iterable[float]) -> Any:
+    """Flow times ``t``, those within 1e-6 of a mark set to it."""
+    xp = array_library(t)
+    for mark in marks:
+        t = xp.where(abs(t - mark) < ON_GRID, mark, t)
+    return t
+
+
+def noise_level(t: float, sigmas: Any, invert_sigmas: bool = False) -> float:
+    """The inverse of `flow_times`: the sigma of flow time ``t`` in the convention of the schedule ``sigmas``."""
+    if invert_sigmas:
+        return t
+    return 1 / t - 1 if exceeds_one(sigmas) else 1 - t
+
+
+def flow_sigma(noise_to_signal: Any) -> Any:
     """``1 - t`` of a noise level given as ``sigma / alpha``, the form in which variance-exploding schedules count."""
     return noise_to_signal / (1 + noise_to_signal)
 
 
+def wide_dtype(a: "torch.Tensor", b: "torch.Tensor") -> "torch.dtype":
+    """The dtype in which steps compute: that of both tensors, fp32 or wider."""
+    import torch
+
+    return torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
+
+
 def flow_velocity(
-    prediction_type: str, model_output: torch.Tensor, sample: torch.Tensor, alpha: Any, sigma: Any
-) -> torch.Tensor:
-    """``dX/d(1 - t) = eps_hat - x0_hat``, shaped as ``sample``: what a flow model of diffusers would have predicted.
+    prediction_type: str, model_output: "torch.Tensor", sample: "torch.Tensor", alpha: Any, sigma: Any
+) -> "torch.Tensor":
+    """``dX/d(1 - t) = eps_hat - x0_hat``, shaped like ``sample``: what a flow model of diffusers would have predicted.
 
     Args:
-        prediction_type (`str`): "epsilon", "sample", "v_prediction" (for which ``alpha^2 + sigma^2 = 1``), "flow_prediction".
-        model_output (`torch.Tensor`, (B, C or 2 C, ...)): a predicted variance in further channels is left out.
-        sample (`torch.Tensor`, (B, C, ...)): the state ``alpha x_0 + sigma eps``.
-        alpha, sigma (`float` or `torch.Tensor`, scalars): its signal and noise scales.
+        prediction_type: "epsilon", "sample", "v_prediction" (for which ``alpha^2 + sigma^2 = 1``), "flow_prediction".
+        model_output: (B, C or 2 C, ...); a predicted variance in further channels is left out.
+        sample: (B, C, ...), the state ``alpha x_0 + sigma eps``.
+        alpha: signal scale of the state.
+        sigma: noise scale of the state.
 
     Raises:
         ValueError: the prediction type is not known.
@@ -52,55 +107,17 @@ def flow_velocity(
     return (sample - (alpha + sigma) * data) / sigma
 
 
-def exploding_velocity(model_output: torch.Tensor, sample: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-    """`flow_velocity` of a flow-matching scheduler whose sigmas exceed 1: its ``dx/dsigma`` predicts the noise."""
-    return flow_velocity("epsilon", model_output, sample, 1.0, sigma)
-
-
-def variance_preserving(noise_to_signal: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """``alpha`` and ``sigma`` with ``alpha^2 + sigma^2 = 1`` of a noise level given as ``sigma / alpha``."""
-    alpha = 1 / (1 + noise_to_signal**2).sqrt()
-    return alpha, noise_to_signal * alpha
-
-
-def shaped_step(sample: torch.Tensor, prev_sample: torch.Tensor, scale: Any, scale_after: Any, gain: float) -> torch.Tensor:
+def shaped_step(
+    sample: "torch.Tensor", prev_sample: "torch.Tensor", scale: Any, scale_after: Any, gain: float
+) -> "torch.Tensor":
     """``X + eta (X' - X)`` of a step from ``sample`` to ``prev_sample``, in the coordinates of the sampler.
 
     Args:
-        scale, scale_after: ``alpha + sigma`` before and after the step. gain (`float`): eta.
+        sample: (B, ...) state before the step.
+        prev_sample: (B, ...) state after the unshaped step.
+        scale: ``alpha + sigma`` before the step.
+        scale_after: ``alpha + sigma`` after it.
+        gain: eta.
     """
     x = sample / scale
     return (x + gain * (prev_sample / scale_after - x)) * scale_after
-
-
-def is_known(scheduler: Any) -> bool:
-    """Whether the noise levels and predictions of this scheduler of a diffusion (not flow) model are known here."""
-    return isinstance(scheduler, DIFFUSION) and scheduler.config.prediction_type in PREDICTION_TYPES
-
-
-def scales(scheduler: Any, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """``alpha`` and ``sigma`` of the state that the network sees at evaluation ``index``; of DDIM, which keeps its timesteps
-    on the device, by the copy that whoever records left in ``_host_timesteps``."""
-    if isinstance(scheduler, DDIMScheduler):
-        signal = scheduler.alphas_cumprod[scheduler._host_timesteps[index]]
-        return signal.sqrt(), (1 - signal).sqrt()
-    if isinstance(scheduler, EulerDiscreteScheduler):
-        return variance_preserving(scheduler.sigmas[index])
-    return scheduler._sigma_to_alpha_sigma_t(scheduler.sigmas[index])
-
-
-def levels(scheduler: Any) -> torch.Tensor:
-    """(N + 1,) ``1 - t`` at the evaluations of the current schedule, and where it ends."""
-    if isinstance(scheduler, DDIMScheduler):
-        signal = scheduler.alphas_cumprod.cpu()[scheduler.timesteps.cpu()]
-        signal = torch.cat([signal, scheduler.final_alpha_cumprod.cpu()[None]])
-        return (1 - signal).sqrt() / (signal.sqrt() + (1 - signal).sqrt())
-    return scheduler.sigmas if scheduler.config.get("use_flow_sigmas", False) else flow_sigma(scheduler.sigmas)
-
-
-def velocity(scheduler: Any, index: int, model_output: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
-    """`flow_velocity` of what reaches the `step` of a scheduler that `is_known`."""
-    alpha, sigma = scales(scheduler, index)
-    if isinstance(scheduler, EulerDiscreteScheduler):  # it keeps x_0 + (sigma / alpha) eps
-        sample = sample * alpha
-    return flow_velocity(scheduler.config.prediction_type, model_output, sample, alpha, sigma)

@@ -6,18 +6,14 @@ of Flow Matching", arXiv 2602.07928.
 """
 
 import math
-import sys
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    import torch
+from .flow_coordinates import array_library
 
 SCHEDULES = ("linear", "constant", "exponential")
-ON_GRID = 1e-6
 
 
 def is_number(value: Any) -> bool:
@@ -34,7 +30,7 @@ class Gain:
     ==========  =====================================  ====================
     linear      ``1 - t/tau``                          ``r``
     constant    ``1``                                  ``1``
-    exponential ``(e^{k(1-t/tau)} - 1)/(e^k - 1)``     ``e^{kr} - 1`` (not normalised)
+    exponential ``(e^{k(1-t/tau)} - 1)/(e^k - 1)``     ``e^{kr} - 1`` (not normalized)
     ==========  =====================================  ====================
 
     Args:
@@ -86,7 +82,7 @@ class Gain:
 
     def __call__(self, t: Any) -> Any:
         """eta at flow time ``t``: a float for a number, for a tensor or array one of the same shape and dtype."""
-        xp = _library(t)
+        xp = array_library(t)
         if xp is np and not isinstance(t, np.ndarray):
             return float(self._eta(np.float64(t), np))
         return self._eta(t, xp)
@@ -128,43 +124,3 @@ class Gain:
             return t + self.alpha_0 * launched(min(t, tau)) - self.beta_0 * landed(max(t, tau))
 
         return antiderivative(t_end) - antiderivative(t_start)
-
-
-def _library(numbers: Any) -> Any:
-    """torch for a tensor, and else numpy, whose calls take half the time on a schedule."""
-    torch = sys.modules.get("torch")  # who has a tensor has loaded it; a number, as a page draws, can do without
-    return torch if torch is not None and isinstance(numbers, torch.Tensor) else np
-
-
-def exceeds_one(sigmas: Any) -> bool:
-    """Whether a schedule (N,) counts noise as ``sigma / alpha`` (variance exploding) and not as ``1 - t``."""
-    return bool(len(sigmas)) and float(sigmas.max()) > 1 + 1e-4  # shifting in float32 may give 1.0000001
-
-
-def flow_times(sigmas: Any, invert_sigmas: bool = False, marks: Iterable[float] = ()) -> Any:
-    """Flow time of every noise level, in float64: ``1 - sigma``; ``sigma`` itself where a model counts upwards
-    (``invert_sigmas``, Mochi); ``1 / (1 + sigma)`` where the schedule exceeds 1 (variance exploding, Cosmos). A tensor
-    (N,) for a tensor, an array for an array.
-
-    Sigmas are float32, so a grid point meant for ``tau_split`` misses it by about 1e-7; times that close to one of ``marks``
-    are put on it.
-    """
-    xp = _library(sigmas)
-    t = xp.asarray(sigmas, dtype=xp.float64)
-    if not invert_sigmas:
-        t = 1 / (1 + t) if exceeds_one(sigmas) else 1 - t
-    return snap(t, marks)
-
-
-def snap(t: Any, marks: Iterable[float]) -> Any:
-    xp = _library(t)
-    for mark in marks:
-        t = xp.where(abs(t - mark) < ON_GRID, mark, t)
-    return t
-
-
-def noise_level(t: float, sigmas: "torch.Tensor", invert_sigmas: bool = False) -> "torch.Tensor":
-    """The inverse of `flow_times`: the sigma of flow time ``t`` in the convention, and dtype, of the schedule ``sigmas``."""
-    if not invert_sigmas:
-        t = 1 / t - 1 if exceeds_one(sigmas) else 1 - t
-    return sigmas.new_tensor(t, device="cpu")

@@ -1,88 +1,79 @@
-"""A finished output as a data set on the Hub, with a card that says how it was made."""
+"""A folder to the Hub."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from .generate.assemble import CANDIDATES, METADATA
-from .generate.ledger import Manifest
-from .generate.settings import GenerateSettings
-from .generate.storage import PRIVATE, Store
-from .publish.upload import check_repo, upload
-
-DATA_FILES: dict[str, Any] = {
-    "imagefolder": [METADATA, "images/**", "videos/**", "frames/**"],
-    "webdataset": "shards/*.tar",
-    "parquet": "data/*.parquet",
-}
-SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"), (10**7, "1M<n<10M"))
 
 
-def data_card(manifest: Manifest, sums: dict[str, int], folders: list[str]) -> str:
-    """The text of ``README.md``: what the data set is, its columns and settings.
+def check_repo(repo: str, option: str = "repo") -> None:
+    """Raises ValueError, in which ``option`` is named, for a name that the Hub does not take."""
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise ValueError(f"{option} is {repo!r} ({error}); give owner/name.") from error
+
+
+def upload(
+    folder: Path | str,
+    repo: str,
+    repo_type: str,
+    public: bool,
+    message: str = "kts publish",
+    ignore_patterns: Sequence[str] = (),
+    what: str | None = None,
+) -> str:
+    """Create the repository where it is missing, and upload the folder; returns its address. Repeated, it sends only what has
+    changed.
 
     Args:
-        folders: top-level names of the output; only patterns that match something are named to the Hub.
-    """
-    from huggingface_hub import DatasetCardData
-
-    identity = manifest.identity
-    patterns = DATA_FILES[identity["format"]]
-    if isinstance(patterns, list):
-        patterns = [pattern for pattern in patterns if pattern.partition("/")[0] in folders]
-    head = DatasetCardData(
-        pretty_name="Generated samples with kinetic path energies",
-        tags=["synthetic", "diffusers", "diffusers-kts", "kinetic-path-energy"],
-        size_categories=[next((name for n, name in SIZES if sums["samples"] < n), "n>10M")],
-        configs=[{"config_name": "default", "data_files": patterns}],
-    )
-    settings = {name: value for name, value in identity.items() if value not in (None, {}, False)}
-    rows = "\n".join(f"| {name} | `{value}` |" for name, value in settings.items())
-    noted = "\n".join(f"| {name} | {value} |" for name, value in manifest.noted.items())
-    screening = f" Screening saved {sums['calls_saved']} of them." if sums["calls_saved"] else ""
-    candidates = f"\n`{CANDIDATES}` has the energies of all candidates.\n" if identity["keep_top"] is not None else ""
-    return f"""---
-{head.to_yaml()}
----
-
-# Generated samples with kinetic path energies
-
-{sums["samples"]} samples of `{manifest.noted["model"]}`, drawn with {sums["calls"]} network calls (summed over
-samples).{screening}
-
-Each row has the prompt or class, the seed (`generator_seed` draws the same noise alone), the sampler's settings, and the
-kinetic path energy `E = 1/2 sum_i ||v_i||^2 |sigma_(i+1) - sigma_i|` in squared latent units: `path_energy_*` of the motion
-that happened, `model_energy_*` of the network's own field, each in total, before `tau_split` (early) and after it (late);
-`per_dim` is `path_energy_total` per latent dimension. Source: arXiv 2602.07928, measured with diffusers-kts.
-{candidates}
-## Settings
-
-| setting | value |
-|---|---|
-{rows}
-
-## Made with
-
-| what | version |
-|---|---|
-{noted}
-"""
-
-
-def check_hub(settings: GenerateSettings, store: Store) -> None:
-    """Raises ValueError for an output that cannot be uploaded, before anything is drawn."""
-    check_repo(settings.push_to_hub or "", "push_to_hub")
-    if not store.is_local:
-        raise ValueError(f"push_to_hub needs a local output, not {store.url}; or write to hf://datasets/owner/name directly.")
-
-
-def push_to_hub(settings: GenerateSettings, store: Store, manifest: Manifest, sums: dict[str, int]) -> str:
-    """Upload the folder with its card; returns the address of the data set. Repeated, it sends only what has changed.
+        folder: what to upload.
+        repo: owner/name.
+        repo_type: "model", "dataset" or "space".
+        message: of the commit.
+        public: whether a new repository is public.
+        ignore_patterns: what stays behind.
+        what: how an error calls the folder.
 
     Raises:
         OSError: the Hub cannot be reached or refuses.
     """
-    folders = [path.name for path in Path(store.root).iterdir()]
-    store.write("README.md", data_card(manifest, sums, folders).encode())
-    message = f"{sums['samples']} samples by kts generate"
-    repo = str(settings.push_to_hub)
-    return upload(store.root, repo, "dataset", settings.public, message, [f"{PRIVATE}/*"], what="the data set")
+    import huggingface_hub
+
+    api = huggingface_hub.HfApi()
+    sdk = "gradio" if repo_type == "space" else None
+    try:
+        url = api.create_repo(repo, repo_type=repo_type, private=not public, exist_ok=True, space_sdk=sdk)
+        api.upload_folder(
+            folder_path=folder,
+            repo_id=repo,
+            repo_type=repo_type,
+            commit_message=message,
+            ignore_patterns=list(ignore_patterns) or None,
+        )
+    except Exception as error:  # whatever the network or the Hub make it raise
+        reason = " ".join(str(error).split())
+        raise OSError(
+            f"{what or folder} is complete, but {repo} cannot be written ({reason}); run the command again."
+        ) from error
+    return str(url)
+
+
+def reach(repo: str) -> None:
+    """Ask the Hub who is logged in, before there is anything to upload.
+
+    Raises:
+        OSError: it cannot be reached, or this user may not write to ``repo``.
+    """
+    import huggingface_hub
+
+    try:
+        user = huggingface_hub.HfApi().whoami()
+        owners = {user.get("name"), *(organization.get("name") for organization in user.get("orgs", []))}
+        if repo.partition("/")[0] not in owners:
+            raise PermissionError(f"it belongs to none of {', '.join(sorted(filter(None, owners)))}")
+        if user.get("auth", {}).get("accessToken", {}).get("role") == "read":
+            raise PermissionError("the token may only read")
+    except Exception as error:  # whatever the network or the Hub make it raise
+        reason = " ".join(str(error).split())
+        raise OSError(f"{repo} cannot be written ({reason}); log in with hf auth login, or leave the upload out.") from error

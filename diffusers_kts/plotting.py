@@ -1,4 +1,4 @@
-"""Pictures: power against flow time, grids of samples, samples beside their nearest training images, and
+"""Pictures: grids of samples, samples beside their nearest training images, and
 the settings of a study.
 
 Every figure is a `matplotlib.figure.Figure` of its own, so that nothing here touches pyplot's global state:
@@ -13,64 +13,11 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from mpl_toolkits.axes_grid1 import make_axes_locatable
 
-from .kpe.trace import KPETrace
+from .kpe.plot import STYLES
 from .memorization.fraction import THRESHOLD
 
-# Okabe and Ito's colours, which the colour-blind tell apart; the line style says the same again
-STYLES = (("#000000", "-"), ("#0072B2", "--"), ("#D55E00", "-."), ("#009E73", (0, (5, 1, 1, 1, 1, 1))), ("#CC79A7", ":"))
 MARK = "#D55E00"
-
-
-def plot_power(traces: Mapping[str, KPETrace], ax: Axes | None = None) -> Axes:
-    """Squared speed ``eta^2 ||v||^2`` against flow time, median and 10-90 % band of the samples, with eta in a panel below.
-
-    Each step is drawn as long as it lasts, so the area below a curve is twice the path energy.
-
-    Args:
-        traces (`Mapping[str, KPETrace]`): what to compare, by label.
-        ax (`matplotlib.axes.Axes`, *optional*): where to draw; the panel of eta is cut off its lower end.
-
-    Returns:
-        The axes of the power (units: squared latent units).
-
-    Raises:
-        ValueError: no trace.
-    """
-    if not traces:
-        raise ValueError("there is no trace to plot; give at least one.")
-    if ax is None:
-        ax, below = Figure(figsize=(8, 5), layout="constrained").subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    else:
-        below = make_axes_locatable(ax).append_axes("bottom", size="30%", pad=0.12, sharex=ax)
-    for i, (label, trace) in enumerate(traces.items()):
-        color, line = STYLES[i % len(STYLES)]
-        t = trace.t.numpy()
-        power = trace.path_power.numpy()
-        low, median, high = np.nanquantile(np.where(np.isfinite(power), power, np.nan), (0.1, 0.5, 0.9), axis=0)
-        ax.fill_between(t, _hold(low), _hold(high), step="post", color=color, alpha=0.13, linewidth=0)
-        ax.step(t, _hold(median), where="post", color=color, linestyle=line, label=label, linewidth=1.6)
-        if trace.settings.get("touchdown") is not None:
-            ax.plot(t[-2], median[-1], "o", color=color, markersize=5)  # from here one step to the end
-        eta = trace.gains.numpy()
-        below.step(t, _hold(eta if eta.ndim == 1 else np.median(eta, 0)), where="post", color=color, linestyle=line)
-    for tau in sorted({trace.tau_split for trace in traces.values()}):
-        for axes in (ax, below):
-            axes.axvline(tau, color="0.45", linewidth=1, linestyle=":")
-        ax.text(tau, 0.98, f" tau_split = {tau:g}", color="0.35", va="top", transform=ax.get_xaxis_transform(), fontsize=9)
-    ax.set(ylabel="power (squared speed of a sample)", title="Power along the path (median, 10-90 % band)")
-    ax.set_ylim(0, 1.12 * ax.get_ylim()[1])  # room for the marks, also above a constant power
-    ax.tick_params(labelbottom=False)
-    ax.legend(frameon=False, fontsize=9)
-    below.set(xlim=(0, 1), xlabel="flow time t   (0 noise, 1 image)", ylabel="gain eta")
-    below.ticklabel_format(useOffset=False)
-    return ax
-
-
-def _hold(values: np.ndarray) -> np.ndarray:
-    """The value of the last step, once more: it holds until the step ends."""
-    return np.append(values, values[-1])
 
 
 def plot_samples(
@@ -125,7 +72,8 @@ def plot_neighbors(
         rows (`Sequence[int]`): which samples to show.
         images (`Mapping[str, torch.Tensor]`, each (B, C, H, W) in [0, 1]): by heading.
         training (`torch.Tensor`, (n, C, H, W) in [0, 1]): the training images.
-        distances, indices (`Mapping[str, torch.Tensor]`, each (B, 2)): from `nearest_neighbors`, by heading.
+        distances (`Mapping[str, torch.Tensor]`, each (B, 2)): from `nearest_neighbors`, by heading.
+        indices (`Mapping[str, torch.Tensor]`, each (B, 2)): likewise.
         title (`str`): above everything.
         threshold (`float`, defaults to 1/3): ratio below which a sample is framed as memorized.
     """
@@ -157,8 +105,11 @@ def plot_front(
     """Settings on the plane of every two objectives, with the front among them; a single objective in the order tried.
 
     Args:
-        values: a row of objectives for each setting. front: which of them no other dominates. plain: of plain sampling.
-        labels: of the objectives. chosen: the setting that was tried on fresh samples.
+        values: a row of objectives for each setting.
+        front: which of them no other dominates.
+        plain: the objectives of plain sampling.
+        labels: names of the objectives.
+        chosen: the setting that was tried on fresh samples.
     """
     alone = len(labels) == 1
     rows = [[i, *row] if alone else list(row) for i, row in enumerate(values, 1)]

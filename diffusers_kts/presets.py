@@ -11,16 +11,28 @@ import os
 from pathlib import Path
 from typing import Any
 
+from .files import write_whole
+from .shaping import SHAPING, Shaping
+
 FORMAT, VERSION = "diffusers-kts/preset", 1
 
 
 class Preset(dict[str, Any]):
-    """Keyword arguments of `KTSFlowMatchScheduler`, with what they are for, where they come from, and the number of steps they
-    were tuned with."""
+    """Keyword arguments of the KTS schedulers, with their purpose and source.
 
-    def __init__(self, purpose: str, source: str, num_inference_steps: int | None = None, **changes: Any) -> None:
-        base = {"alpha_0": 0.0, "beta_0": 0.0, "tau_split": 0.6, "k": 3.0, "touchdown": None}
-        super().__init__(base | {"early_schedule": "linear", "late_schedule": "exponential"} | changes)
+    Args:
+        purpose: what the settings are for.
+        source: where the numbers come from.
+        num_inference_steps: the number of steps they were tuned with.
+        settings: shaping settings; those not named are off (``alpha_0 = beta_0 = 0``) or as in `Shaping`.
+
+    Raises:
+        ValueError: a setting is out of range.
+        TypeError: a setting does not exist.
+    """
+
+    def __init__(self, purpose: str, source: str, num_inference_steps: int | None = None, **settings: Any) -> None:
+        super().__init__(Shaping(**{"alpha_0": 0.0, "beta_0": 0.0} | settings).to_dict())
         self.purpose = purpose
         self.source = source
         self.num_inference_steps = num_inference_steps
@@ -28,16 +40,14 @@ class Preset(dict[str, Any]):
     def save(self, path: str | os.PathLike) -> None:
         """Write it as JSON; an existing file is replaced only once the new one is whole."""
         content = {"format": FORMAT, "version": VERSION, **vars(self), "settings": dict(self)}
-        partial = Path(path).with_name(f".{Path(path).name}.partial")
-        partial.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        partial.replace(path)
+        write_whole(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
 
 
 class Presets(dict[str, Preset]):
-    """By name; a name that does not exist is told with those that do."""
+    """Presets by name; the error for a name that does not exist lists those that do."""
 
     def __missing__(self, name: str) -> Preset:
-        raise KeyError(f"{name!r} is no preset; choose one of {', '.join(self)}.")
+        raise KeyError(f"{name!r} is not a preset; choose one of {', '.join(self)}.")
 
 
 PAPER = "arXiv 2602.07928"
@@ -62,7 +72,7 @@ PRESETS = Presets(
     ),
     anti_memorization=Preset(
         "less memorization without residual noise, with fewer network calls",
-        "ours, benchmarks/science/frontier.py, Fashion-MNIST, 100 steps, models that memorized 40 and 77 %: F_mem "
+        "this project, benchmarks/science/frontier.py, Fashion-MNIST, 100 steps, models that memorized 40 and 77 %: F_mem "
         "39.6 -> 20.2 and 76.9 -> 53.6 %, Frechet distance 19.51 -> 22.55 and 16.90 -> 17.93, both lower than with beta_0 = "
         "0.02",
         touchdown=0.7,
@@ -77,11 +87,9 @@ def load_preset(path: str | os.PathLike) -> Preset:
         pipe.scheduler = KTSFlowMatchScheduler.from_config(pipe.scheduler.config, **preset)
 
     Raises:
-        FileNotFoundError: no such file. ValueError: it is no preset, of another release, or a setting is missing, unknown or
-            out of range, and which.
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not a preset or is from a newer release, or a setting is missing, unknown or out of range.
     """
-    from .schedulers.scheduling_kts_flow_match import KTSFlowMatchScheduler  # not for those who only list the presets
-
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path} does not exist; give the preset.json of kts tune.")
     try:
@@ -90,18 +98,17 @@ def load_preset(path: str | os.PathLike) -> Preset:
             raise ValueError(f"format {content['format']!r}, not {FORMAT!r}")
         version, settings = content["version"], dict(content["settings"])
         about = {name: content[name] for name in ("purpose", "source", "num_inference_steps")}
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
-            f"{path} is no preset ({type(error).__name__}: {error}); give the preset.json of kts tune."
+            f"{path} is not a preset ({type(error).__name__}: {error}); give the preset.json of kts tune."
         ) from error
     if version != VERSION:
         raise ValueError(f"{path} has format version {version!r}; this release reads {VERSION}: upgrade.")
-    named = PRESETS["off"].keys()
-    for wrong, names in (("lacks", named - settings.keys()), ("has the unknown setting", settings.keys() - named)):
+    missing, unknown = set(SHAPING) - settings.keys(), settings.keys() - set(SHAPING)
+    for wrong, names in (("is missing", missing), ("has the unknown setting", unknown)):
         if names:
-            raise ValueError(f"{path} {wrong} {min(names)}; a preset names {', '.join(named)}, and nothing else.")
+            raise ValueError(f"{path} {wrong} {min(names)}; a preset names {', '.join(SHAPING)}, and nothing else.")
     try:
-        KTSFlowMatchScheduler.from_config({}, **settings)
+        return Preset(**about, **settings)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path} has a setting that cannot be used: {error}") from error
-    return Preset(**about, **settings)

@@ -13,7 +13,9 @@ DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 
 def pytest_addoption(parser):
     parser.addoption(
-        "--all-pipelines", action="store_true", help="run tests/pipelines/test_matrix.py on every flow pipeline, not on a slice"
+        "--all-pipelines",
+        action="store_true",
+        help="run the pipeline matrix on every flow pipeline, not on a slice",
     )
 
 

@@ -7,7 +7,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from diffusers_kts.kpe.trace import BLOCK
+from diffusers_kts.kpe.sums import BLOCK
 
 CACHED = 4 * BLOCK  # bytes: temporaries of this size are written and read again without leaving the cache
 

@@ -25,7 +25,7 @@ from torch_fidelity.fidelity import main as fidelity_command  # noqa: E402
 
 from diffusers_kts import cli  # noqa: E402
 from diffusers_kts.features import inception as fidelity  # noqa: E402
-from diffusers_kts.features.feature_space import feature_space  # noqa: E402
+from diffusers_kts.features.choice import feature_space  # noqa: E402
 from diffusers_kts.features.frechet import FeatureStatistics  # noqa: E402
 
 SUBSET = 8

@@ -73,6 +73,7 @@ def _run(settings: dict[str, Any], drawing: Any, env: dict[str, str], spoil: Any
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    """Every file of an output by name, but those that say where and when it was made."""
+    """Every file of an output by name, but those that say where and when it was made, or that a kill left half written."""
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    files = {name: path for name, path in files.items() if not name.startswith(".kts/partial/")}
     return {name: path.read_bytes() for name, path in files.items() if name not in ("config.yaml", ".kts/claims")}

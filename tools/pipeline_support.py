@@ -1,4 +1,4 @@
-"""Write docs/PIPELINES.md: every flow pipeline class of the installed diffusers, and how it fares with this package.
+"""Write docs/pipelines.md: every flow pipeline class of the installed diffusers, and how it fares with this package.
 
     python tools/pipeline_support.py
 
@@ -143,7 +143,7 @@ def document(rows: list[Row]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "PIPELINES.md")
+    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "pipelines.md")
     output = parser.parse_args().output
     diffusers.utils.logging.set_verbosity_error()
     transformers.logging.set_verbosity_error()

@@ -31,7 +31,7 @@ import torch
 from diffusers_kts import KPEMonitorPipeline, embedded_model
 from diffusers_kts.generate.job import GenerateResult, run_generate
 from diffusers_kts.generate.settings import GenerateSettings
-from diffusers_kts.pipelines.pipeline_kpe_monitor import load_pipeline
+from diffusers_kts.pipelines.loading import load_pipeline
 from diffusers_kts.seeding import sample_generators
 
 RESULTS = Path(__file__).parents[1] / "results" / "generate_scaling.json"
@@ -53,7 +53,7 @@ def bare_loop(device: str, samples: int, steps: int) -> tuple[float, float]:
 
 def job(samples: int, steps: int, folder: str) -> GenerateResult:
     """A job; it times itself from its first block to its last, writing included."""
-    settings = {"num_prompts": samples, "steps": steps, "batch_size": BATCH}
+    settings = {"num_prompts": samples, "num_inference_steps": steps, "batch_size": BATCH}
     return run_generate(GenerateSettings(output=folder, **settings))
 
 
@@ -79,7 +79,12 @@ def scaling(rounds: int, samples: int, steps: int) -> dict:
                 launch = [sys.executable, "-m", "accelerate.commands.launch"]
                 several = ["--multi_gpu", f"--num_processes={world}", "--main_process_port=0"]
                 command = [*launch, *(several if world > 1 else ["--num_processes=1"]), "-m", "diffusers_kts.generate"]
-                command += [f"--output={folder}/out", f"--num-prompts={samples}", f"--steps={steps}", "--batch-size=8"]
+                command += [
+                    f"--output={folder}/out",
+                    f"--num-prompts={samples}",
+                    f"--num-inference-steps={steps}",
+                    "--batch-size=8",
+                ]
                 environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
                 subprocess.run(command, check=True, env=environment, capture_output=True)
                 times = sorted(path.stat().st_mtime for path in Path(folder, "out/.kts/blocks").iterdir())

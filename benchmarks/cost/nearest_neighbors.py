@@ -22,7 +22,8 @@ import numpy as np
 import torch
 
 from benchmarks.cost.stopwatch import matrix_flops, measure, race, write
-from diffusers_kts.memorization.fraction import distinct_images, memorized, nearest_neighbors
+from diffusers_kts.memorization.fraction import memorized
+from diffusers_kts.memorization.neighbors import distinct_images, nearest_neighbors
 from diffusers_kts.models.empirical import EmpiricalVelocity
 
 CHUNK = 1024  # training images held against the samples at a time

@@ -1,4 +1,4 @@
-"""What shaping and measuring cost, in one table, from the result files: of the README, and longer of ``RESULTS.md``.
+"""What shaping and measuring cost, in one table, from the result files: ``results/performance.md``.
 
     python -m benchmarks.cost.performance_table    # only writes the tables
     python -m benchmarks.cost.performance_table --data fashion_mnist.npz  # measures everything first; on a quiet machine
@@ -60,23 +60,6 @@ def collect(output: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]], l
     return rows, environments, missing
 
 
-def worst_steps(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """All rows, but of the steps only the worst of each dtype, kind and device."""
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        name = row["measure"]
-        if name.startswith(STEP):
-            *_, kind = name.split(", ", 3)
-            name = f"{STEP}, {kind}"
-        groups.setdefault(name, []).append(row)
-    kept = []
-    for name, group in groups.items():
-        if len(group) > 1:
-            name = f"{name}: worst of {len(group)} latents, of which {sum(row['reached'] for row in group)} reach the goal"
-        kept.append(max(group, key=lambda row: row["median"]) | {"measure": name})
-    return kept
-
-
 def as_table(rows: list[dict[str, Any]]) -> str:
     return table(
         ("measure", "goal", "measured (95 %)", "limit", ""),
@@ -109,7 +92,7 @@ def made_on(environments: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", help=".npz with x_train and x_test; with it, everything is measured anew")
-    parser.add_argument("--output", type=Path, default=HERE, help="folder of RESULTS.md and results/, beside the README")
+    parser.add_argument("--output", type=Path, default=HERE, help="folder of results/")
     args = parser.parse_args()
     if args.data:
         for name, options in SCRIPTS.items():
@@ -119,11 +102,7 @@ def main() -> None:
     for name in missing:
         print(f"no results of benchmarks/cost/{name}.py; run it")
     made = f"`python -m benchmarks.cost.performance_table`; ratios measured in turn, medians; {made_on(environments)}."
-    where = {args.output / "RESULTS.md": rows, args.output.parent / "README.md": worst_steps(rows)}
-    for path, shown in where.items():
-        if marks("performance_table")[0] not in path.read_text():
-            raise SystemExit(f"{path.name} has no place for the table; put its two marks there: {marks('performance_table')}")
-        write_between(path, marks("performance_table"), f"{made}\n\n{as_table(shown)}")
+    write_between(args.output / "results" / "performance.md", marks("cost/performance_table"), f"{made}\n\n{as_table(rows)}")
     print(as_table(rows))
 
 

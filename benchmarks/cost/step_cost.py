@@ -20,8 +20,8 @@ from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, St
 from benchmarks.cost import stopwatch
 from benchmarks.cost.stopwatch import race
 from diffusers_kts import PRESETS, KPEMonitorPipeline, KTSFlowMatchScheduler
-from diffusers_kts.kpe.trace import squared_norm
-from diffusers_kts.pipelines.pipeline_kpe_monitor import _recording
+from diffusers_kts.kpe.recording import recording
+from diffusers_kts.kpe.sums import squared_norm
 from diffusers_kts.schedulers.euler_step import euler_step
 
 LATENTS = {"SD3-1024": (16, 128, 128), "FLUX-1024": (4096, 64), "Wan-480p x 21": (16, 21, 60, 104)}
@@ -66,7 +66,7 @@ def steps(shape: tuple[int, ...], dtype: torch.dtype, device: str, rounds: int, 
         schedulers["shaped and measured, fused"] = KTSFlowMatchScheduler(shift=3.0, **SHAPED)
         schedulers["shaped and measured, fused"].fused = True
     parts = {"its displacement": lambda: euler_step(sample, v, -0.03).to(dtype), "its energy": lambda: squared_norm(v)}
-    with torch.no_grad(), _recording(Sampler(monitored)):
+    with torch.no_grad(), recording(Sampler(monitored)):
         contenders = {name: stepper(scheduler, sample, v) for name, scheduler in schedulers.items()}
         result = race(contenders | parts, rounds=rounds, device=device)
     microseconds = {name: result.median(name) * 1e6 for name in result.seconds}

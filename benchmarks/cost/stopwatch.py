@@ -111,9 +111,11 @@ def measure(name: str, goal: float, ratio: Mapping[str, float], limit: str, at_l
     """A row of the table of ``performance_table.py``.
 
     Args:
+        name (`str`): what is measured.
         goal (`float`): the most that reaches it, or with ``at_least`` the least.
         ratio: of `Race.to_dict`.
         limit (`str`): what the ratio cannot pass, and why.
+        at_least (`bool`): whether more is better.
     """
     reached = ratio["median"] >= goal if at_least else ratio["median"] <= goal
     return {"measure": name, "goal": goal, "at_least": at_least, **ratio, "limit": limit, "reached": reached}

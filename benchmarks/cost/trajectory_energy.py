@@ -14,6 +14,7 @@ trajectories and steps, so the slow side runs a few of either and is scaled up. 
 """
 
 import argparse
+import itertools
 import time
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -35,7 +36,7 @@ class Mlp(nn.Module):
     def __init__(self, d: int, width: int) -> None:
         super().__init__()
         sizes = [d + 1, width, width, width]
-        hidden = [layer for a, b in zip(sizes, sizes[1:], strict=False) for layer in (nn.Linear(a, b), nn.SiLU())]
+        hidden = [layer for a, b in itertools.pairwise(sizes) for layer in (nn.Linear(a, b), nn.SiLU())]
         self.layers, self.shape = nn.Sequential(*hidden, nn.Linear(width, d)), (d,)
 
     def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,7 @@ r"""Gains by the sample, `KTSAdaptiveFlowMatchScheduler`, against a touchdown or
 Every sampler starts from the same noises, drawn once and kept, so that a stopped run goes on. A setting is held against the
 curve of touchdowns: the difference is its F_mem less the lowest F_mem that a touchdown, or plain sampling, reaches at no
 higher Frechet distance. A rule wins if the interval of that difference is below 0 on every model. Writes the section of
-``RESULTS.md``, ``results/adaptive.json`` and the plot.
+``results/adaptive.md``, ``results/adaptive.json`` and the plot.
 """
 
 import time
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from benchmarks.report import environment, parser, table, write_section
+from benchmarks.report import environment, parser, table, write_page
 from benchmarks.science.fashion_mnist import Classifier, load_data
 from benchmarks.science.frontier import Point, lowest
 from benchmarks.science.judge import CELLS, Judge
@@ -26,7 +26,7 @@ from benchmarks.science.laboratory import NUM_CLASSES, Draw, Laboratory, Sampler
 from benchmarks.science.memorization_score import auc
 from diffusers_kts import KTSAdaptiveFlowMatchScheduler
 from diffusers_kts.features.frechet import frechet_distance
-from diffusers_kts.gain import ON_GRID
+from diffusers_kts.flow_coordinates import ON_GRID
 from diffusers_kts.memorization.fraction import measure_memorization
 
 RESAMPLES = 100
@@ -196,7 +196,7 @@ def describe(
         ["known at t =", "turning", "energy so far", "settling so far"],
         [[f"{row['t']:g}", *(f"{row[score]:.2f}" for score in ("turning", "energy", "settling"))] for row in told],
     )
-    return f"### {name}\n\n{table(header, rows)}\n\nAUC of what is known at a flow time of plain sampling:\n\n{known}", points
+    return f"## {name}\n\n{table(header, rows)}\n\nAUC of what is known at a flow time of plain sampling:\n\n{known}", points
 
 
 def verdict(models: list[dict[str, Any]]) -> tuple[str, list[str]]:
@@ -267,8 +267,8 @@ def main() -> None:
         "wins": wins,
         "models": models,
     }
-    picture = "![Share memorized against Frechet distance, gains by the sample](results/adaptive.png)"
-    write_section(args.output, "adaptive", "\n\n".join([about, sentence, picture, *texts]), result)
+    picture = "![Share memorized against Frechet distance, gains by the sample](adaptive.png)"
+    write_page(args.output, "adaptive", "\n\n".join([about, sentence, picture, *texts]), result)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ A small convolutional classifier is trained on the real training images and judg
 plain 50-step samples of the generalizing model. Samples of the memorizing model, 100 steps, plain and with every preset from
 the same noises: F_mem (share with d1/d2 < 1/3, L2 in pixels) against its training images, and FD, the Frechet distance to the
 real test images in the classifier's last hidden layer. Writes ``benchmarks/results/embedded_models.json``, from which
-``kts card`` writes the models' cards, and the table of the README.
+``tools/cards.py`` writes the models' cards, and the table of the README.
 """
 
 import argparse
@@ -85,14 +85,14 @@ def presets_table(result: dict) -> str:
     lines = [
         f"{result['num_samples']} samples, 100 steps, seed 1; FD: Frechet distance to real test images, classifier features.",
         "",
-        "| preset | alpha_0 / beta_0 | touchdown | network calls | F_mem % (95 %) | FD | path energy per dim |",
-        "|---|---|---|---|---|---|---|",
+        "| preset | alpha_0 / beta_0 | touchdown | network calls | F_mem % (95 %) | FD |",
+        "|---|---|---|---|---|---|",
     ]
     for name, row in result["memorizing"]["presets"].items():
         s, (f, low, high) = row["settings"], (100 * x for x in row["f_mem"])
         lines.append(
             f"| {name} | {s['alpha_0']:g} / {s['beta_0']:g} | {s['touchdown'] or ''} | {row['network_calls']} | "
-            f"{f:.1f} ({low:.1f}-{high:.1f}) | {row['frechet_distance']:.2f} | {row['energy_per_dim']:.3f} |"
+            f"{f:.1f} ({low:.1f}-{high:.1f}) | {row['frechet_distance']:.2f} |"
         )
     return "\n".join(lines)
 

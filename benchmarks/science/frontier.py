@@ -5,9 +5,10 @@ r"""Quality against memorization: KTS, touchdown, and plain Euler at fewer steps
 
 Every sampler starts from the same noises. A family of samplers is a curve in the plane of Frechet distance (FD, classifier
 features, to the real test images) and F_mem; the question is how low F_mem gets at the FD that the paper's strongest setting,
-KTS with alpha_0 = 0 and beta_0 = 0.02, pays. Writes the section of ``RESULTS.md``, ``results/frontier.json`` and the plot.
+KTS with alpha_0 = 0 and beta_0 = 0.02, pays. Writes ``results/frontier.md``, ``results/frontier.json`` and the plot.
 """
 
+import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from benchmarks.report import environment, parser, table, write_section
+from benchmarks.report import environment, parser, table, write_page
 from benchmarks.science.fashion_mnist import Classifier, load_data
 from benchmarks.science.judge import CELLS, Judge, Verdict
 from benchmarks.science.laboratory import TOUCHDOWNS, Draw, Laboratory, Sampler, load_model
@@ -117,7 +118,7 @@ def measure(
 def lowest(places: Sequence[tuple[float, float]], limit: float) -> float | None:
     """The lowest F_mem on the broken line through (FD, F_mem) ``places`` where FD is at most ``limit``; None if nowhere."""
     reached = [f for fd, f in places if fd <= limit]
-    for (fd, f), (next_fd, next_f) in zip(places, places[1:], strict=False):
+    for (fd, f), (next_fd, next_f) in itertools.pairwise(places):
         if (fd - limit) * (next_fd - limit) < 0:
             reached.append(f + (next_f - f) * (limit - fd) / (next_fd - fd))
     return min(reached, default=None)
@@ -219,7 +220,7 @@ def describe(name: str, found: dict[str, list[Point]], ratios: list[float]) -> t
     )
     order = sorted((value, family) for family, value in best.items() if value is not None)
     lines = [
-        f"### {name}",
+        f"## {name}",
         "",
         table(["family", "setting", "network calls", *CELLS], rows),
         "",
@@ -276,10 +277,10 @@ def main() -> None:
     about = (
         "F_mem of all seeds together with the exact interval; FD is the mean of the seeds; spread: highest less lowest seed. "
         f'"{BY_SAMPLE}": only the samples whose data estimate moved most before t = {TURNS_BEFORE} touch down; others go on. '
-        "A family's lowest F_mem at an FD is read off the broken line through its points.\n\n![frontier](results/frontier.png)"
+        "A family's lowest F_mem at an FD is read off the broken line through its points.\n\n![frontier](frontier.png)"
     )
     result = {"num_samples": args.num_samples, "seeds": args.seeds, "environment": environment(began), "models": models}
-    write_section(args.output, "frontier", "\n\n".join([about, *texts]), result)
+    write_page(args.output, "frontier", "\n\n".join([about, *texts]), result)
 
 
 if __name__ == "__main__":

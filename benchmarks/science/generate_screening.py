@@ -32,7 +32,13 @@ CLASSES = 10
 def draw(candidates: int, steps: int, seed: int) -> tuple[pd.DataFrame, pd.DataFrame, torch.Tensor]:
     """Rows, per-step records and images of ``candidates`` samples of every class."""
     with tempfile.TemporaryDirectory() as folder:
-        settings = {"images_per_prompt": candidates, "steps": steps, "batch_size": 50, "traces": True, "seed": seed}
+        settings = {
+            "images_per_prompt": candidates,
+            "num_inference_steps": steps,
+            "batch_size": 50,
+            "traces": True,
+            "seed": seed,
+        }
         assert run_generate(GenerateSettings(output=folder, **settings)).complete
         rows = pd.read_json(Path(folder, "metadata.jsonl"), lines=True)
         traces = pd.concat(map(pd.read_parquet, sorted(Path(folder, "traces").iterdir())))

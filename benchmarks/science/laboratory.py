@@ -28,9 +28,9 @@ from diffusers_kts import (
     KTSFlowMatchScheduler,
     embedded_model,
 )
-from diffusers_kts.demo import sample_seed
-from diffusers_kts.gain import ON_GRID, flow_times
-from diffusers_kts.kpe.trace import squared_norm
+from diffusers_kts.flow_coordinates import ON_GRID, flow_times
+from diffusers_kts.kpe.sums import squared_norm
+from diffusers_kts.seeding import sample_seed
 
 BLOCK = 250  # samples drawn at once
 NUM_CLASSES = 10

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from scipy.stats import rankdata
 
-from benchmarks.report import environment, parser, table, write_section
+from benchmarks.report import environment, parser, table, write_page
 from benchmarks.science.fashion_mnist import load_data
 from benchmarks.science.laboratory import NUM_CLASSES, Draw, Laboratory, Sampler, load_model
-from diffusers_kts.gain import ON_GRID
+from diffusers_kts.flow_coordinates import ON_GRID
 from diffusers_kts.memorization.fraction import measure_memorization
 
 RESAMPLES = 1000
@@ -122,7 +122,7 @@ def main() -> None:
             intervals = [f"{x['value']:.2f} ({x['low']:.2f} to {x['high']:.2f})" for x in (a, tpr)]
             rows.append([label, "high" if sign > 0 else "low", *intervals, spread, f"{inside:.2f}"])
         header = ["score", "memorized are", "AUC (95 %)", "TPR at 1 % FPR (95 %)", "AUC of each seed", "AUC within a class"]
-        texts.append(f"### {model.name}: {hits.mean():.1%} of {len(hits)} held-out samples memorized\n\n{table(header, rows)}")
+        texts.append(f"## {model.name}: {hits.mean():.1%} of {len(hits)} held-out samples memorized\n\n{table(header, rows)}")
         models.append({"model": model.name, "digest": model.digest, "memorized": float(hits.mean()), "scores": result})
         reached.append(result[best]["auc"])
     passed = all(a["value"] >= GOAL for a in reached)
@@ -140,7 +140,7 @@ def main() -> None:
         "chosen": best,
         "models": models,
     }
-    write_section(args.output, "memorization_score", "\n\n".join([about, *texts]), result)
+    write_page(args.output, "memorization_score", "\n\n".join([about, *texts]), result)
 
 
 if __name__ == "__main__":

@@ -18,19 +18,14 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
-from benchmarks.report import environment, parser, table, write_section
+from benchmarks.report import environment, parser, table, write_page
 from benchmarks.science.fashion_mnist import Classifier, load_data
 from benchmarks.science.judge import Judge, Verdict
 from benchmarks.science.laboratory import NUM_CLASSES, Laboratory, Sampler, load_model
 from diffusers_kts.gain import SCHEDULES
 from diffusers_kts.memorization.controls import finished, spread_evenly, with_equal_noise
-from diffusers_kts.memorization.fraction import (
-    PairedDifference,
-    measure_memorization,
-    memorized_fraction,
-    nearest_neighbors,
-    paired_difference,
-)
+from diffusers_kts.memorization.fraction import PairedDifference, measure_memorization, memorized_fraction, paired_difference
+from diffusers_kts.memorization.neighbors import nearest_neighbors
 
 PLAIN = Sampler()
 CELEBA = {(0, 0): (16.68, 37.34), (0.01, 0.01): (14.35, 31.22), (0.02, 0): (11.27, 36.78), (0, 0.02): (86.56, 19.36)}
@@ -176,7 +171,7 @@ def celeba(found: dict[tuple[float, float], Comparison]) -> str:
         rows.append([name, *cells(c), f"{f_mem:g} / {fid:g}", *agree])
     header = ["alpha_0 / beta_0", *HEADER, "reported F_mem / FID", "F_mem", "FD"]
     return (
-        "### The main table (reported: CelebA 32x32)\n\n"
+        "## The main table (reported: CelebA 32x32)\n\n"
         + table(header, rows)
         + f"\n\nVerdict, against the direction reported: {'; '.join(verdicts)}."
     )
@@ -187,7 +182,7 @@ def tau_split(found: dict[float, Comparison]) -> str:
     rank = spearmanr(list(TAU.values()), [c.verdict.frechet for c in found.values()]).statistic
     rows = [[f"{tau:g}", *cells(c), TAU[tau]] for tau, c in found.items()]
     return (
-        "### tau_split, at alpha_0 = beta_0 = 0.01\n\n"
+        "## tau_split, at alpha_0 = beta_0 = 0.01\n\n"
         + table(["tau_split", *HEADER, "reported FID"], rows)
         + f"\n\nVerdict: best FD reported at {min(TAU, key=TAU.__getitem__):g}, ours at {best:g}; Spearman correlation of our "
         f"FD with the reported FID over the four: {rank:.2f}."
@@ -199,7 +194,7 @@ def shapes(found: dict[tuple[str, str], Comparison]) -> str:
     lowest = min(found, key=lambda shape: found[shape].verdict.f_mem.fraction)
     finest = min(found, key=lambda shape: found[shape].verdict.frechet)
     return (
-        "### Shapes of launch and landing, at alpha_0 = beta_0 = 0.01\n\n"
+        "## Shapes of launch and landing, at alpha_0 = beta_0 = 0.01\n\n"
         + table(["launch / landing", *HEADER], rows)
         + f"\n\nVerdict: lowest F_mem with {' / '.join(lowest)}, lowest FD with {' / '.join(finest)}; no reported numbers at "
         "hand."
@@ -221,7 +216,7 @@ def solvers(found: dict[tuple[str, str, int], Comparison]) -> str:
         for (s, grid, n), c in found.items()
     ]
     return (
-        "### Solvers, grids and network calls, at alpha_0 = beta_0 = 0.01\n\n"
+        "## Solvers, grids and network calls, at alpha_0 = beta_0 = 0.01\n\n"
         "Heun is the reference's: the predictor goes with `eta_i`, the corrector with the mean of the gains.\n\n"
         + table(["solver, grid", "network calls", "plain F_mem %", "plain FD", *HEADER], rows)
         + f"\n\nVerdict: reported {low} to {high} points lower in every set-up; here F_mem falls in {fell} of {len(rows)} "
@@ -241,7 +236,7 @@ def along_training(laboratories: list[Laboratory], seeds: list[int], sampler: Sa
         interval = f"{percent(f.fraction)} ({percent(f.low)} to {percent(f.high)})"
         rows.append([name, interval, f"{percent(min(by_seed))} to {percent(max(by_seed))}", f"{energy:.4f}"])
     text = table(["snapshot", "F_mem % (95 %)", "seeds", "KPE per dim"], rows)
-    return f"### Memorization along training (plain Euler)\n\n{text}\n\n{laboratories[0].count} samples of each seed.", found
+    return f"## Memorization along training (plain Euler)\n\n{text}\n\n{laboratories[0].count} samples of each seed.", found
 
 
 def density(samples: torch.Tensor, training: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -270,7 +265,7 @@ def support(laboratory: Laboratory, sampler: Sampler, judge: Judge, seeds: list[
         verdict = "agrees" if high < 0 else "disagrees" if low > 0 else "undecided"
         rows.append([name, f"{np.mean(values['by_seed']):.2f}", f"{low:.2f} to {high:.2f}", values["reported"], verdict])
     text = (
-        f"### KPE and local support: Spearman correlation, generalizing model, plain Euler, {sampler.steps} steps\n\n"
+        f"## KPE and local support: Spearman correlation, generalizing model, plain Euler, {sampler.steps} steps\n\n"
         f"Support: log-density of the {len(training):,} training images at the sample, by the {SUPPORT_NEIGHBOR}th neighbor "
         "or a Gaussian kernel.\n\n" + table(["density", "ours", "seeds", "reported (CIFAR-10)", "sign in every seed"], rows)
     )
@@ -294,7 +289,7 @@ def class_score(laboratory: Laboratory, sampler: Sampler, judge: Judge, seeds: l
         verdict = "agrees" if min(change) > 0 else "disagrees" if max(change) < 0 else "undecided"
         rows.append([name, *(f"{x:.3f}" for x in np.mean(values, 0)), f"{min(change):.3f} to {max(change):.3f}", verdict])
     text = (
-        "### Class score by KPE group, generalizing model without guidance\n\nMean probability that the classifier gives the "
+        "## Class score by KPE group, generalizing model without guidance\n\nMean probability that the classifier gives the "
         "class asked for, in thirds of KPE from low to high. Reported (ImageNet-256, guidance 1.5): CLIP score 21.87 in the "
         "lowest group, 24.62 in the highest.\n\n"
         + table(["grouped", "low", "middle", "high", "high less low, seeds", "rises in every seed"], rows)
@@ -396,7 +391,7 @@ def main() -> None:
         **results,
     }
     text = "\n\n".join([about, *texts])
-    write_section(args.output, "paper_tables", text, result)
+    write_page(args.output, "paper_tables", text, result)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Errors and orders of convergence of the KTS schedulers, printed as the tables of docs/SOLVERS.md.
+"""Errors and orders of convergence of the KTS schedulers, printed as the tables of docs/solvers.md.
 
 Gaussian data ``N(0, s^2 I)``, whose velocity is known: ``dx/dt = eta(t) a(t) x`` has the solution ``exp(int eta a dt)`` and
 its path energy is an integral, both computed here on 200,000 points.

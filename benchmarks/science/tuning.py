@@ -4,7 +4,7 @@
 
 Quality is the Frechet distance (FD, classifier features) to the real test images. The memorizing model is tuned for FD and
 F_mem, the generalizing model for FD alone, with every shaping setting free. Studies are kept in the cache: a stopped run goes
-on where it was, and several processes share the work. Writes the section of ``RESULTS.md`` and ``results/tuning.json``.
+on where it was, and several processes share the work. Writes ``results/tuning.md`` and ``results/tuning.json``.
 """
 
 import shutil
@@ -16,9 +16,10 @@ import numpy as np
 import optuna
 import torch
 
-from benchmarks.report import environment, parser, table, write_section
+from benchmarks.report import environment, parser, table, write_page
 from benchmarks.science.fashion_mnist import Classifier, Data, load_data
-from diffusers_kts.tune.job import TuneSettings, tune
+from diffusers_kts.tune.job import tune
+from diffusers_kts.tune.settings import TuneSettings
 
 TOLERANCE = 0.1
 STUDIES: dict[str, dict[str, Any]] = {
@@ -47,7 +48,7 @@ def section(name: str, report: dict[str, Any], with_front: bool) -> str:
     front = [["plain", *report["plain"]["values"]], *([row["words"], *row["values"]] for row in report["front"])]
     rows = [[words, *(f"{value:.4g}" for value in values)] for words, *values in front]
     text = [
-        f"### {name}",
+        f"## {name}",
         f"{report['settings_tried']} settings tried, {report['settings_drawn_whole']} of them with all "
         f"{report['num_samples']} samples; {report['samples_drawn']} samples drawn in all.",
     ]
@@ -56,9 +57,13 @@ def section(name: str, report: dict[str, Any], with_front: bool) -> str:
     if report["comparisons"]:
         text.append(f"The candidate, {report['candidate']['words']}, on {report['fresh_samples']} fresh samples:")
         compared = [
-            [c["label"], f"{c['plain']:.4g}", f"{c['candidate']:.4g}"]
-            + [f"{c['difference']:+.4g} ({c['low']:+.4g} to {c['high']:+.4g})"]
-            + [c["finding"]]
+            [
+                c["label"],
+                f"{c['plain']:.4g}",
+                f"{c['candidate']:.4g}",
+                f"{c['difference']:+.4g} ({c['low']:+.4g} to {c['high']:+.4g})",
+                c["finding"],
+            ]
             for c in report["comparisons"]
         ]
         text.append(table(["objective", "plain", "candidate", "difference (95 %, Bonferroni)", "finding"], compared))
@@ -80,10 +85,10 @@ def main() -> None:
     classifier = Classifier(data, args.epochs, args.cache)
     shared = {
         "features": str(export_features(classifier, folder / "classifier.pt2")),
-        "reference_images": save_test_images(data, folder / "test-images.npy"),
+        "reference": save_test_images(data, folder / "test-images.npy"),
         "num_samples": args.num_samples,
         "fresh_samples": args.fresh_samples,
-        "steps": args.steps,
+        "num_inference_steps": args.steps,
         "seed": args.seeds[0],
     }
     reports = {}
@@ -96,7 +101,7 @@ def main() -> None:
         f"{args.steps} steps; FD is to the {len(data.x_test)} real test images in the features of a classifier that gets "
         f"{classifier.accuracy:.1%} of them right; it depends on the number of samples, so it compares within a table only. "
         "Recommended is, by the rule of `kts tune`, what on fresh samples is significantly worse in no objective and better "
-        "in one.\n\n![The memorizing model's settings](results/tuning-memorizing.png)"
+        "in one.\n\n![The memorizing model's settings](tuning-memorizing.png)"
     )
     result = {
         "num_samples": args.num_samples,
@@ -109,7 +114,7 @@ def main() -> None:
     new = [front not in fronts[:i] for i, front in enumerate(fronts)]
     sections = [section(name, report, is_new) for (name, report), is_new in zip(reports.items(), new, strict=True)]
     text = "\n\n".join([about, *sections])
-    write_section(args.output, "tuning", text, result)
+    write_page(args.output, "tuning", text, result)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from ..lazy_exports import lazy_exports
 
 _EXPORTS = {
-    "AuditSettings": ".job",
+    "AuditSettings": ".settings",
     "run_audit": ".job",
 }
 __all__ = [*_EXPORTS]

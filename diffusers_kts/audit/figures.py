@@ -8,10 +8,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_curve
 
-from ..plotting import MARK, STYLES
+from ..kpe.plot import STYLES
+from ..plotting import MARK
 from .measures import STATISTICS, Findings
 
-MORE_STYLES = (("#56B4E9", "-"), ("#E69F00", "--"))  # Okabe and Ito's other two
+MORE_STYLES = (("#56B4E9", "-"), ("#E69F00", "--"), ("#0072B2", ":"))  # Okabe and Ito's other two, and one once more
 
 
 def plot_shares(found: Mapping[str, Findings], labels: Mapping[str, str]) -> Figure:
@@ -59,11 +60,10 @@ def plot_groups(plain: Findings) -> Figure:
     left.set(ylabel="path energy per dimension", title="Energy of memorized (filled) and other samples")
     left.spines[["top", "right"]].set_visible(False)
     right.plot([0, 1], [0, 1], color="0.7", linewidth=1)
-    for i, (name, separation) in enumerate(plain.separations.items()):
+    for (name, separation), (color, line) in zip(plain.separations.items(), (*STYLES, *MORE_STYLES), strict=False):
         values = plain.statistics[name]
         finite = values.isfinite()
         false, true, _ = roc_curve(memorized[finite].numpy(), values[finite].numpy())
-        color, line = (*STYLES, *MORE_STYLES)[i % 7]
         right.plot(false, true, color=color, linestyle=line, linewidth=1.5, label=f"{name}, AUC {separation.auc:.2f}")
     right.set(
         xlabel="other samples above the limit", ylabel="memorized samples above it", title="ROC of trajectory statistics"

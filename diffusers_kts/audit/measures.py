@@ -17,10 +17,10 @@ from ..memorization.fraction import (
     MemorizedFraction,
     PairedDifference,
     bootstrap_interval,
-    distinct_images,
     measure_memorization,
     paired_difference,
 )
+from ..memorization.neighbors import distinct_images
 from .sampling import SAMPLERS
 
 MANIFOLD_K = 3  # nearest neighbor that sets the radius in precision and recall, the paper's

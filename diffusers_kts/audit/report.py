@@ -12,7 +12,8 @@ from jinja2 import Environment
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from ..plotting import plot_neighbors, plot_power, plot_samples
+from ..kpe.plot import plot_power
+from ..plotting import plot_neighbors, plot_samples
 from .figures import plot_energies, plot_groups, plot_shares
 from .measures import STATISTICS, Findings
 from .sampling import CONTROLS
@@ -45,7 +46,7 @@ def write_report(
         training=report["training_images"],
         neighbor_space=report["neighbor_space"],
         frechet_space=report["frechet_space"],
-        reference_images=report["reference_images"],
+        reference=report["reference"],
         reference_kind="training" if _same_reference(report) else "reference",
         manifold_k=plain.manifold.k,
         rows=[_row(name, findings) for name, findings in found.items()],
@@ -61,7 +62,7 @@ def write_report(
 
 def _same_reference(report: Mapping[str, Any]) -> bool:
     digests = report["audit"]["sha256"]
-    return bool(digests["training_images"] == digests["reference_images"])
+    return bool(digests["training_images"] == digests["reference"])
 
 
 def _row(name: str, findings: Findings) -> dict[str, Any]:

@@ -1,22 +1,23 @@
 """The samplers of an audit: plain, KTS, touchdown and the controls of KTS, from the same noises, by any flow pipeline."""
 
-import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
 
-from ..images.training_images import brief, resized
+from ..images.training_images import resized
 from ..kpe.trace import KPETrace
 from ..memorization.controls import finished, spread_evenly, with_equal_noise
-from ..pipelines.pipeline_flow_class_conditional import ClassConditionalFlowPipeline
-from ..pipelines.pipeline_kpe_monitor import is_flow_matching, load_pipeline
-from ..presets import PRESETS
+from ..sampling.comparison import Compared
+from ..sampling.prompts import Prompt, in_turn
+from ..sampling.sampler import Sampler, after_each_step
 from ..schedulers.scheduling_kts_flow_match import KTSFlowMatchScheduler
 from ..seeding import sample_generators
+from ..shaping import Shaping
 
+OFF = Shaping(alpha_0=0.0, beta_0=0.0)
 DECODING_STEPS = 2  # a single step leaves a schedule with a terminal shift (LTX) undefined
 SAMPLERS = {
     "euler": "plain Euler",
@@ -33,10 +34,10 @@ DRAWN = ("euler", "kts", "touchdown", "even")  # those that call the network at 
 class ObservedScheduler(KTSFlowMatchScheduler):
     """`KTSFlowMatchScheduler` that keeps the network's last output."""
 
-    velocity: torch.Tensor
+    output: torch.Tensor
 
     def step(self, model_output: Any, timestep: Any, sample: Any, *args: Any, **kwargs: Any) -> Any:
-        self.velocity = model_output
+        self.output = model_output
         return super().step(model_output, timestep, sample, *args, **kwargs)
 
 
@@ -49,153 +50,102 @@ class Batch:
 
 
 @dataclass
-class _Drawn:
+class Run:
+    """What a run leaves: images, energies, its last latents and the network's last output."""
+
     images: torch.Tensor
-    latents: torch.Tensor
-    scheduler: ObservedScheduler
     trace: KPETrace
+    latents: torch.Tensor
+    velocity: torch.Tensor
 
 
-class AuditModel:
-    """A pipeline as an audit uses it: drawn from with our scheduler, one prompt or class per sample.
+class AuditSampler:
+    """Draws batches of every sampler of an audit.
 
     Args:
-        folder (`Path`): a saved pipeline with a flow scheduler.
-        subjects (`Sequence[str]`): prompts, which go round in order; none for class labels.
-        arguments (`dict`): further arguments of the pipeline's call; None leaves its own default.
+        sampler (`Sampler`): of the model.
+        prompts (`Sequence[Prompt]`): prompts or classes, which repeat in turn.
 
     Raises:
-        ValueError: it cannot be loaded, is not flow matching, or does not take what an audit needs.
+        ValueError: the model is not flow matching, or does not take the prompts or what an audit needs.
     """
 
-    def __init__(
-        self, folder: Path, subjects: Sequence[str], device: torch.device, dtype: torch.dtype, arguments: dict[str, Any]
-    ) -> None:
-        try:
-            pipe: Any = load_pipeline(folder, dtype=dtype)
-        except Exception as error:  # whatever a damaged folder makes diffusers, safetensors or torch raise
-            raise ValueError(f"model {str(folder)!r} cannot be loaded ({brief(error)}); give a pipeline folder.") from error
-        self.name, self.pipe = type(pipe).__name__, pipe.to(device)
-        if not is_flow_matching(pipe.scheduler):
-            raise ValueError(f"{self.name} has a {type(pipe.scheduler).__name__}, which is not flow matching.")
-        self.stock_scheduler, self.config = type(pipe.scheduler).__name__, pipe.scheduler.config
-        self.pipe.set_progress_bar_config(disable=True)
-        parameters = inspect.signature(type(pipe).__call__).parameters
-        self.classes = isinstance(pipe, ClassConditionalFlowPipeline)
-        needed = {"class_labels" if self.classes else "prompt", "generator", "callback_on_step_end", "num_inference_steps"}
-        if lacking := sorted(needed - set(parameters)):
-            raise ValueError(f"{self.name} takes no {lacking[0]}, which an audit needs; it cannot be audited.")
-        if self.classes and subjects:
-            raise ValueError(f"{self.name} draws classes, not prompts; leave --prompts out.")
-        if not self.classes and not subjects:
-            raise ValueError(f"{self.name} needs prompts; give a text file, one prompt a line, with --prompts.")
-        self.subjects: Sequence[Any] = range(pipe.num_classes) if self.classes else subjects
-        self.arguments = {name: value for name, value in arguments.items() if value is not None}
-        for name in self.arguments:
-            if name not in parameters:
-                raise ValueError(f"{self.name} takes no {name}; leave that option out.")
+    def __init__(self, sampler: Sampler, prompts: Sequence[Prompt]) -> None:
+        self.sampler, self.prompts = sampler, prompts
+        sampler.check_comparable()
+        sampler.check_prompts(prompts)
+        sampler.pipe.record_turn = True
 
     def subject(self, index: int) -> str:
         """The prompt, or the name of the class, of a sample."""
-        subject = self.subjects[index % len(self.subjects)]
-        return str(self.pipe.id2label.get(subject, subject) if self.classes else subject)
+        described = self.sampler.described(in_turn(self.prompts, [index])[0])
+        return str(described.get("prompt", described.get("class_name")))
 
-    def trial(self) -> tuple[int, int, int]:
-        """(C, H, W) of the images, from a call of few steps, so that what the pipeline refuses is known before any work.
-
-        Raises:
-            ValueError: with the pipeline's own words.
-        """
-        try:
-            drawn = self._draw(range(1), sample_generators(0, range(1)), 2, PRESETS["off"])
-        except Exception as error:  # bad arguments, impossible sizes, no memory
-            raise ValueError(f"{self.name} does not run with these settings: {brief(error)}") from error
-        return tuple(drawn.images.shape[1:])  # type: ignore[return-value]
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the images, as `Sampler.image_shape`, with 1 or 3 channels."""
+        shape = self.sampler.image_shape(self.prompts)
+        if shape[0] not in (1, 3):
+            raise ValueError(f"{self.sampler.name} draws images of {shape[0]} channels; an audit takes grey or RGB.")
+        return shape
 
     def draw(
-        self,
-        block: range,
-        seed: int,
-        num_steps: int,
-        shapings: dict[str, dict[str, Any]],
-        size: tuple[int, int],
-        advance: Callable[[str, int], None],
+        self, block: range, samplers: Mapping[str, Compared], size: tuple[int, int], advance: Callable[[str, int], None]
     ) -> dict[str, Batch]:
         """A batch of every sampler for the samples of ``block``, from the same noises.
 
-        ``shapings`` are those of "euler", "kts" and "touchdown"; ``advance(sampler, steps)`` is called as it goes.
+        Args:
+            block (`range`): numbers of the samples.
+            samplers (`Mapping[str, Compared]`): "euler", "kts" and "touchdown".
+            size (`tuple[int, int]`): height and width of the images.
+            advance (`Callable`): called as it goes, with a sampler and a number of steps.
         """
-        drawn: dict[str, _Drawn] = {}
-        batches: dict[str, Batch] = {}
-
-        def sample(name: str, shaping: dict[str, Any]) -> list[torch.Generator]:
-            generators = sample_generators(seed, block)
-            drawn[name] = self._draw(block, generators, num_steps, shaping, lambda: advance(name, 1))
-            run = drawn[name]
-            batches[name] = Batch(resized(run.images, size), run.trace)
-            advance(name, num_steps - run.trace.num_steps)  # a touchdown takes fewer
-            return generators
-
-        # the plain run leaves each sample's generator behind its starting noise: what comes next is new
-        generators = sample("euler", shapings["euler"])
-        sample("kts", shapings["kts"])
-        sample("touchdown", shapings["touchdown"])
-        kts = drawn["kts"]
+        generators = sample_generators(self.sampler.settings.seed, block)
+        runs: dict[str, Run] = {}
+        num_steps = 0
+        for name, (_, shaping) in samplers.items():
+            # the plain run leaves each sample's generator behind its starting noise: what comes next is new
+            own = generators if name == "euler" else None
+            runs[name] = self.run(block, shaping, partial(advance, name, 1), own)
+            num_steps = num_steps or runs[name].trace.num_steps
+            advance(name, num_steps - runs[name].trace.num_steps)  # a touchdown takes fewer
+        kts = runs["kts"]
         gains, sigmas = kts.trace.gains, kts.trace.sigmas
-        sample("even", spread_evenly(gains, sigmas) | {"tau_split": kts.trace.tau_split})
+        even = Shaping(**(spread_evenly(gains, sigmas) | {"tau_split": kts.trace.tau_split}))
+        runs["even"] = self.run(block, even, partial(advance, "even", 1))
         ends = {
-            "noise": with_equal_noise(drawn["euler"].latents, kts.latents, generators),
-            "finished": finished(kts.latents, kts.scheduler.velocity, gains, sigmas),
+            "noise": with_equal_noise(runs["euler"].latents, kts.latents, generators),
+            "finished": finished(kts.latents, kts.velocity, gains, sigmas),
         }
-        for name, latents in ends.items():
-            batches[name] = Batch(resized(self._decode(block, latents), size))
-        return batches
+        batches = {name: Batch(resized(run.images, size), run.trace) for name, run in runs.items()}
+        return batches | {name: Batch(resized(self.decode(block, latents), size)) for name, latents in ends.items()}
 
-    def _draw(
+    def run(
         self,
         block: range,
-        generators: list[torch.Generator],
-        num_steps: int,
-        shaping: dict[str, Any],
+        shaping: Shaping,
         advance: Callable[[], None] = lambda: None,
-    ) -> _Drawn:
+        generators: list[torch.Generator] | None = None,
+    ) -> Run:
+        """One sampler's run, with what the controls need of it."""
         latents: list[torch.Tensor] = []
 
-        def keep(pipe: Any, step: int, timestep: Any, tensors: dict) -> dict:
+        def keep(tensors: dict[str, Any]) -> None:
             latents[:] = [tensors["latents"]]
             advance()
-            return tensors
 
-        scheduler = self.pipe.scheduler = ObservedScheduler.from_config(self.config, **shaping)
-        scheduler.record_turn = True
-        images = self._call(block, generators, num_steps, keep)
-        trace = scheduler.kpe
-        if trace is None or len(trace) != len(block):
-            raise ValueError(f"{self.name} made {0 if trace is None else len(trace)} paths for {len(block)} samples.")
-        return _Drawn(images, latents[0], scheduler, trace)
-
-    def _decode(self, block: range, latents: torch.Tensor) -> torch.Tensor:
-        """Images of given latents, by the pipeline itself: a short call whose every result is replaced."""
-
-        def replace(pipe: Any, step: int, timestep: Any, tensors: dict) -> dict:
-            return {"latents": latents}
-
-        self.pipe.scheduler = KTSFlowMatchScheduler.from_config(self.config, **PRESETS["off"])
-        return self._call(block, sample_generators(0, block), DECODING_STEPS, replace)
-
-    def _call(
-        self, block: range, generators: list[torch.Generator], num_steps: int, callback: Callable[..., dict]
-    ) -> torch.Tensor:
-        chosen = [self.subjects[i % len(self.subjects)] for i in block]
-        output = self.pipe(
-            **{"class_labels" if self.classes else "prompt": chosen},
-            num_inference_steps=num_steps,
-            generator=generators,
-            output_type="pt",
-            callback_on_step_end=callback,
-            **self.arguments,
+        scheduler = self.sampler.shape(ObservedScheduler, shaping)
+        drawn = self.sampler.draw(
+            block, in_turn(self.prompts, block), generators=generators, callback_on_step_end=after_each_step(keep)
         )
-        images = getattr(output, "images", None)
-        if not isinstance(images, torch.Tensor) or images.ndim != 4 or images.shape[1] not in (1, 3):
-            raise ValueError(f"{self.name} returns no images (B, 1 or 3, H, W) to compare with training images.")
-        return images.float().cpu().clamp(0, 1)
+        return Run(drawn.images.clamp(0, 1), drawn.trace, latents[0], scheduler.output)
+
+    def decode(self, block: range, latents: torch.Tensor) -> torch.Tensor:
+        """Images of given latents, by the pipeline itself: a short call whose every result is replaced."""
+        self.sampler.shape(KTSFlowMatchScheduler, OFF)
+        drawn = self.sampler.draw(
+            block,
+            in_turn(self.prompts, block),
+            num_inference_steps=DECODING_STEPS,
+            callback_on_step_end=after_each_step(lambda tensors: {"latents": latents}),
+        )
+        return drawn.images.clamp(0, 1)

@@ -3,22 +3,24 @@
 import sys
 from typing import Annotated, NoReturn
 
+EXTRAS = {"generate": "generate", "verify": "generate", "evaluate": "eval", "space": "space", "tune": "tune"}  # else demo
+
 
 def _refuse(sentence: object) -> NoReturn:
     print(f"kts: {sentence}", file=sys.stderr)
     sys.exit(2)
 
 
-def _lacks(error: ImportError) -> NoReturn:
+def _missing(error: ImportError) -> NoReturn:
     package = (error.name or "a package").partition(".")[0]
-    _refuse(f'{package} is missing; install what the commands need: pip install "diffusers-kts[demo,generate,space,tune]"')
+    extra = next((EXTRAS[word] for word in sys.argv[1:] if word in EXTRAS), "demo")
+    _refuse(f'{package} is missing; install what the command needs: pip install "diffusers-kts[{extra}]"')
 
 
 try:
     import typer
 
     from .audit import audit
-    from .card import card
     from .convert_sit import convert_sit
     from .demo import demo
     from .doctor import doctor
@@ -29,9 +31,10 @@ try:
     from .tune import tune
     from .verify import verify
 except ImportError as error:
-    _lacks(error)
+    _missing(error)
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+HELP = {"help_option_names": ["-h", "--help"]}
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, context_settings=HELP)
 
 
 def _version(wanted: bool) -> None:
@@ -46,27 +49,31 @@ def _version(wanted: bool) -> None:
 def kts(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
 ) -> None:
-    """Kinetic path energy and kinetic trajectory shaping for flow-matching models (arXiv 2602.07928)."""
+    """Kinetic path energy and kinetic trajectory shaping for flow-matching models (arXiv 2602.07928).
+
+    To look: kts demo.
+
+    On your model: kts doctor says what fits, kts audit what it memorizes, kts tune which settings help.
+
+    Then kts generate draws with them, kts verify checks the output, kts evaluate measures it.
+    """
 
 
-app.command()(demo)
-app.command()(doctor)
-app.command()(audit)
-app.command()(generate)
-app.command()(evaluate)
-app.command()(card)
-app.command()(convert_sit)
-app.command()(publish)
-app.command()(space)
-app.command()(tune)
-app.command()(verify)
+for group, commands in {
+    "Look": (demo, doctor, space),
+    "Choose": (audit, tune),
+    "Draw and measure": (generate, verify, evaluate),
+    "Convert and share": (convert_sit, publish),
+}.items():
+    for command in commands:
+        app.command(rich_help_panel=group, context_settings=HELP)(command)
 
 
 def main() -> None:
     try:
         app()
     except ImportError as error:
-        _lacks(error)
+        _missing(error)
     except (ValueError, TypeError, OSError) as error:
         _refuse(error)
 

@@ -1,56 +1,22 @@
 """``kts demo``: the main job."""
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import rich
-import typer
 from rich.table import Table
 
-from ..presets import PRESETS
-from .shaping import Alpha0, Beta0, EarlySchedule, K, LateSchedule, TauSplit, shaping_settings
+from ..demo.settings import DemoSettings
+from .options import options_of
 
 if TYPE_CHECKING:
-    from ..demo import DemoResult
-
-BALANCED = PRESETS["balanced"]
+    from ..demo.job import DemoResult
 
 
-def demo(
-    model: Annotated[str, typer.Option(help="'memorizing', 'generalizing', or a pipeline folder.")] = "memorizing",
-    output: Annotated[Path, typer.Option(help="Folder for pictures and tables.")] = Path("kts-demo"),
-    seed: Annotated[int, typer.Option(help="The noise of sample i depends on (seed, i) alone.")] = 0,
-    num_samples: Annotated[int, typer.Option(help="Images per sampler.")] = 64,
-    steps: Annotated[int, typer.Option(help="Euler steps.")] = 100,
-    guidance_scale: Annotated[float, typer.Option(help="Classifier-free guidance; 1 is off.")] = 1.0,
-    alpha_0: Alpha0 = BALANCED["alpha_0"],
-    beta_0: Beta0 = BALANCED["beta_0"],
-    tau_split: TauSplit = BALANCED["tau_split"],
-    k: K = BALANCED["k"],
-    early_schedule: EarlySchedule = BALANCED["early_schedule"],
-    late_schedule: LateSchedule = BALANCED["late_schedule"],
-    touchdown: Annotated[float, typer.Option(help="Flow time of the touchdown sampler's last step.")] = 0.7,
-    training_images: Annotated[Path | None, typer.Option(help=".npz with the model's training images.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the files of an earlier run.")] = False,
-) -> None:
+@options_of(DemoSettings)
+def demo(settings: DemoSettings) -> None:
     """Draw the same noises with plain Euler, KTS and touchdown; measure, compare and picture them."""
-    from diffusers.utils.logging import disable_progress_bar
+    from ..demo.job import run_demo
 
-    from ..demo import DemoSettings, run_demo
-
-    disable_progress_bar()  # of loading, which takes a second
-    settings = DemoSettings(
-        model=model,
-        output=output,
-        seed=seed,
-        num_samples=num_samples,
-        num_steps=steps,
-        guidance_scale=guidance_scale,
-        shaping=shaping_settings(locals()),
-        touchdown=touchdown,
-        training_images=training_images,
-        overwrite=overwrite,
-    )
     _report(run_demo(settings))
 
 

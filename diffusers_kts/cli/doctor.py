@@ -1,46 +1,34 @@
 """``kts doctor``: what KTS and KPE will do in a pipeline."""
 
-from typing import Annotated
+from dataclasses import dataclass
 
 import typer
 
-from ..presets import PRESETS
-from .shaping import Alpha0, Beta0, EarlySchedule, K, LateSchedule, TauSplit
-
-BALANCED = PRESETS["balanced"]
+from ..sampling.settings import MODEL, SAMPLING, SamplingSettings, ShapingSettings, inherited, setting
+from .options import options_of
 
 
-def doctor(
-    model: Annotated[str, typer.Option(help="A pipeline folder, a Hub id, 'memorizing' or 'generalizing'.")],
-    steps: Annotated[int | None, typer.Option(help="Steps, instead of the pipeline's default.")] = None,
-    dry_run: Annotated[
-        bool | None, typer.Option("--dry-run/--no-dry-run", help="Run a few steps; by default if the models are small.")
-    ] = None,
-    touchdown: Annotated[float | None, typer.Option(help="Flow time of a touchdown.")] = None,
-    alpha_0: Alpha0 = BALANCED["alpha_0"],
-    beta_0: Beta0 = BALANCED["beta_0"],
-    tau_split: TauSplit = BALANCED["tau_split"],
-    k: K = BALANCED["k"],
-    early_schedule: EarlySchedule = BALANCED["early_schedule"],
-    late_schedule: LateSchedule = BALANCED["late_schedule"],
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class DoctorSettings(ShapingSettings):
+    """What `kts doctor` looks at."""
+
+    model: str = setting("", "Pipeline folder, Hub id, or an embedded model: memorizing, generalizing.", MODEL)
+    num_inference_steps: int | None = inherited(SamplingSettings, "num_inference_steps", None)
+    trial: bool | None = setting(None, "Run a few steps. Default: if the models are small.", SAMPLING)
+    preset: str | None = inherited(ShapingSettings, "preset", "balanced")
+
+
+@options_of(DoctorSettings)
+def doctor(settings: DoctorSettings) -> None:
     """Inspect a pipeline: schedulers, the KTS class that fits, its gains, warnings. Exit code 2 if none fits."""
-    from diffusers.utils.logging import disable_progress_bar
+    from ..doctor import diagnose
+    from ..sampling.find import load_schedulers
 
-    from ..doctor import diagnose, load_for_diagnosis
-
-    disable_progress_bar()
+    if not settings.model:
+        raise ValueError("there is no model; give one with --model.")
+    pipe = load_schedulers(settings.model)
     diagnosis = diagnose(
-        load_for_diagnosis(model),
-        steps,
-        dry_run,
-        touchdown=touchdown,
-        alpha_0=alpha_0,
-        beta_0=beta_0,
-        tau_split=tau_split,
-        k=k,
-        early_schedule=early_schedule,
-        late_schedule=late_schedule,
+        pipe, settings.num_inference_steps, settings.trial, **(settings.shaping.to_dict() if settings.shaping else {})
     )
     print(diagnosis)
     if not diagnosis.can_shape:

@@ -14,7 +14,7 @@ def publish(
         typer.Option(help="Model: memorizing, generalizing or a folder. Dataset: output of kts generate. Space: its files."),
     ] = None,
     preset: Annotated[str, typer.Option(help="Shaping that is saved with a scheduler or model.")] = "balanced",
-    output: Annotated[Path, typer.Option(help="Folder to build; must not exist or be empty.")] = Path("kts-publish"),
+    output: Annotated[Path, typer.Option(help="Folder to build: empty, or of the same command.")] = Path("kts-publish"),
     results: Annotated[Path, typer.Option(help="Folder of the JSON files that the cards cite.")] = Path("benchmarks/results"),
     public: Annotated[bool, typer.Option("--public", help="Visible to all; by default private.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Build and list, upload nothing.")] = False,

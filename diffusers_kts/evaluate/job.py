@@ -8,7 +8,6 @@ Every number comes with what it depends on, see `Measured`.
 
 import json
 import platform
-from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -23,6 +22,7 @@ from tqdm import tqdm
 from .. import __version__
 from ..features.inception import PUBLISHED
 from ..files import written_together
+from ..generate.assemble import check_finished
 from ..images.image_sets import KEPT, open_images
 from ..images.training_images import load_images
 from ..sampling.devices import usable_device
@@ -30,6 +30,7 @@ from .correlation import Correlation, rank_correlation
 from .measures import Measured, Seen, look_at_reference, look_at_samples, measure
 from .plan import ENERGY, FRECHET, Inputs, Plan, make_plan
 from .reference_set import ReferenceSet, save_statistics
+from .settings import EvaluateSettings
 
 REPORT, SAMPLES = "evaluation.json", "samples.parquet"
 PACKAGES = ("torch", "torch-fidelity", "transformers", "pillow")
@@ -58,88 +59,56 @@ class Evaluation:
 
 
 def evaluate(
-    images: Path | str,
-    reference: Path | str | None = None,
-    *,
-    training_images: Path | str | None = None,
-    metrics: Sequence[str] | str = "auto",
-    inception: Path | str | None = None,
-    dinov2: str | None = None,
-    clip: str | None = None,
-    features: str | None = None,
-    image_size: int | None = None,
-    kid_subset_size: int = 1000,
-    statistics: Path | str | None = None,
-    output: Path | str | None = None,
-    overwrite: bool = False,
-    device: str = "auto",
-    batch_size: int = 64,
-    show_progress: bool = True,
+    images: Path | str, reference: Path | str | None = None, *, show_progress: bool = True, **settings: Any
 ) -> Evaluation:
     """Measure images.
 
     Args:
         images: as `open_images`; prompts and energies come from ``metadata.jsonl``, shards or Parquet files.
         reference (*optional*): as `ReferenceSet.open`.
-        training_images (*optional*): for F_mem, as `load_images`.
-        metrics: of `METRICS`, in a list or with commas; "auto" alone is all that can be measured without a download.
-        inception (*optional*): torch-fidelity's weight file, by default in torch's hub cache.
-        dinov2, clip (*optional*): folder or Hub id. What is named here, or by its metric, may be downloaded.
-        features (*optional*): the space of "fd", as `feature_space`; "pixels" by default.
-        image_size (*optional*): side of the square to which all images are cropped and scaled first.
-        kid_subset_size: images in each of KID's subsets.
-        statistics (*optional*): ``.npz`` to write the statistics of the reference's features to.
-        output (*optional*): folder for ``evaluation.json`` and ``samples.parquet``; nothing is written without it.
-        overwrite: whether these files may replace those of an earlier evaluation. What is measured is never written to.
-        device: "auto" is a GPU where there is one.
-        batch_size: images at a time.
+        show_progress: whether a bar is shown.
+        settings: the other fields of `EvaluateSettings`. Nothing is written without ``output`` and ``statistics``, and what
+            is measured is never written to. What is named as ``inception``, ``dinov2`` or ``clip``, or by its metric, may be
+            downloaded.
 
     Raises:
-        ValueError: bad settings, unreadable or too few images, or a metric that was asked for lacks something: what, and where
-            to put it. OSError: ``output`` cannot be written to, or holds an evaluation.
+        ValueError: bad settings, unreadable or too few images, or something is missing for a metric that was asked for.
+        OSError: ``output`` cannot be written to, or holds an evaluation.
     """
-    numbers = (("image_size", image_size, 1), ("kid_subset_size", kid_subset_size, 2), ("batch_size", batch_size, 1))
-    for name, number, least in numbers:
-        if number is not None and number < least:
-            raise ValueError(f"{name} is {number}; give at least {least}.")
-    if output is not None and Path(output).exists() and not Path(output).is_dir():
-        raise NotADirectoryError(f"{output} is a file; give a folder with --output.")
-    if statistics is not None and Path(statistics).suffix != ".npz":
-        raise ValueError(f"statistics is {str(statistics)!r}; give a file that ends in .npz.")
-    files = [] if output is None else [Path(output) / REPORT, Path(output) / SAMPLES]
-    files += [] if statistics is None else [Path(statistics)]
-    read = [Path(given).resolve() for given in (images, reference, training_images) if given is not None]
-    for file in files:
-        if file.resolve() in read:
-            raise ValueError(f"{file} is to be measured and to be written; give another file to write.")
-    where = usable_device(device)
-    samples = open_images(Path(images), image_size)
+    return run_evaluate(EvaluateSettings.load(images=images, reference=reference, **settings), show_progress)
+
+
+def run_evaluate(s: EvaluateSettings, show_progress: bool = True) -> Evaluation:
+    """As `evaluate`, with all settings in one value."""
+    files = _files(s)
+    where = usable_device(s.device)
+    samples = open_images(s.images, s.image_size)
     training = None
-    if training_images is not None:
-        training = load_images(Path(training_images), samples.shape, resize=image_size is not None)
-    real = None if reference is None else ReferenceSet.open(Path(reference), image_size)
-    inputs = Inputs(samples, real, training, kid_subset_size)
-    choices = {"inception": inception, "dinov2": dinov2, "features": features, "clip": clip}
-    wanted = metrics.split(",") if isinstance(metrics, str) else metrics
+    if s.training_images is not None:
+        training = load_images(s.training_images, samples.shape, resize=s.image_size is not None)
+    real = None if s.reference is None else ReferenceSet.open(s.reference, s.image_size)
+    inputs = Inputs(samples, real, training, s.kid_subset_size)
+    choices = {"inception": s.inception, "dinov2": s.dinov2, "features": s.features, "clip": s.clip}
+    wanted = s.metrics.split(",") if isinstance(s.metrics, str) else s.metrics
     plan = make_plan(inputs, wanted, {name: None if c is None else str(c) for name, c in choices.items()}, where)
-    if statistics is not None and not plan.compared:
+    if s.statistics is not None and not plan.compared:
         raise ValueError("there are no statistics to save; give the images of a --reference, and a metric that needs them.")
-    if not overwrite and (there := [file for file in files if file.exists()]):
+    if not s.overwrite and (there := [file for file in files if file.exists()]):
         raise FileExistsError(f"{there[0]} exists; add --overwrite, or give another file or folder.")
 
     # begun before the work, so that a folder that cannot be written to is known by then
-    with nullcontext() if output is None else written_together(Path(output), [REPORT, SAMPLES]) as partial:
+    with nullcontext() if s.output is None else written_together(s.output, [REPORT, SAMPLES]) as partial:
         total = len(samples) + (len(real.images) if real is not None and real.images is not None and plan.compared else 0)
         with tqdm(total=total, unit="image", disable=not show_progress) as bar:
-            known = look_at_reference(inputs, plan, batch_size, bar.update)
-            seen = look_at_samples(inputs, plan, where, batch_size, bar.update)
+            known = look_at_reference(inputs, plan, s.batch_size, bar.update)
+            seen = look_at_samples(inputs, plan, where, s.batch_size, bar.update)
         found, rows = measure(inputs, plan, seen, known), _rows(inputs, seen)
         correlations = _correlations(inputs, rows)
         notes = plan.sentences() + _notes(inputs, plan, found)
         report = {
-            "images": {"path": str(images), "n": len(samples), "shape": list(samples.shape), "resize": samples.resize},
-            "reference": None if reference is None else str(reference),
-            "training_images": None if training_images is None else str(training_images),
+            "images": {"path": str(s.images), "n": len(samples), "shape": list(samples.shape), "resize": samples.resize},
+            "reference": None if s.reference is None else str(s.reference),
+            "training_images": None if s.training_images is None else str(s.training_images),
             "metrics": {name: asdict(number) for name, number in found.items()},
             "correlations": {f"{ENERGY} with {name}": asdict(number) for name, number in correlations.items()},
             "notes": notes,
@@ -149,9 +118,30 @@ def evaluate(
         if partial is not None:
             pq.write_table(pa.table(rows), partial / SAMPLES)
             (partial / REPORT).write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
-    if statistics is not None:
-        save_statistics(Path(statistics), {name: known.statistics[name] for name in plan.compared})
+    if s.statistics is not None:
+        save_statistics(s.statistics, {name: known.statistics[name] for name in plan.compared})
     return Evaluation(found, correlations, rows, notes, report, files)
+
+
+def _files(s: EvaluateSettings) -> list[Path]:
+    """What will be written.
+
+    Raises:
+        ValueError: a file or folder is to be measured and to be written. OSError: the output is a file.
+    """
+    if s.output is not None and s.output.exists() and not s.output.is_dir():
+        raise NotADirectoryError(f"{s.output} is a file; give a folder with --output.")
+    if s.statistics is not None and s.statistics.suffix != ".npz":
+        raise ValueError(f"statistics is {str(s.statistics)!r}; give a file that ends in .npz.")
+    files = [] if s.output is None else [s.output / REPORT, s.output / SAMPLES]
+    files += [] if s.statistics is None else [s.statistics]
+    read = [given.resolve() for given in (s.images, s.reference, s.training_images) if given is not None]
+    for file in files:
+        if file.resolve() in read:
+            raise ValueError(f"{file} is to be measured and to be written; give another file or folder to write.")
+    for folder in read:
+        check_finished(folder)
+    return files
 
 
 def _rows(inputs: Inputs, seen: Seen) -> dict[str, list[Any]]:

@@ -11,7 +11,8 @@ import torch
 
 from ..features import inception as fidelity
 from ..features.frechet import FeatureStatistics, frechet_distance, precision_recall
-from ..memorization.fraction import THRESHOLD, Memorization, bootstrap_interval, nearest_neighbors
+from ..memorization.fraction import THRESHOLD, Memorization, bootstrap_interval
+from ..memorization.neighbors import nearest_neighbors
 from .plan import ENERGY, FRECHET, PER_DIM, SPACE, Inputs, Plan
 from .reference_set import Provenance
 

@@ -9,14 +9,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..features.choice import MOST_PIXELS, feature_space
 from ..features.clip_score import CHECKPOINT as CLIP
 from ..features.clip_score import ClipScore
 from ..features.dinov2 import CHECKPOINT as DINOV2
 from ..features.dinov2 import dinov2_space
-from ..features.feature_space import FeatureSpace, feature_space
+from ..features.feature_space import FeatureSpace
 from ..features.inception import NEIGHBORS, SPLITS, Inception
 from ..images.image_sets import ImageSet
-from ..memorization.fraction import distinct_images
+from ..memorization.neighbors import distinct_images
 from .reference_set import ReferenceSet
 
 SPACE = {  # in which each metric of features is taken
@@ -28,7 +29,6 @@ FRECHET = ("fid", "fd-dinov2", "fd")  # for these, mean and covariance of the re
 FEWEST = {  # images of each kind; a split of the Inception Score that has one image scores 1, whatever it is
     "fid": 2, "fd-dinov2": 2, "fd": NEIGHBORS + 1, "precision-recall": NEIGHBORS + 1, "is": 2 * SPLITS,
 }  # fmt: skip
-MOST_PIXELS = 4096  # numbers of an image in the space of pixels, whose covariance has as many rows
 ENERGY, PER_DIM = "path_energy_total", "per_dim"
 
 
@@ -52,12 +52,11 @@ class Inputs:
 
     @cached_property
     def prompts(self) -> list[str]:
-        """One for each sample, or none: its prompt, else "a photo of a" and the name of its class."""
-        found = [
+        """One for each sample, empty where there is none: its prompt, else "a photo of a" and the name of its class."""
+        return [
             row.get("prompt") or (f"a photo of a {row['class_name']}" if row.get("class_name") else "")
             for row in self.samples.rows
         ]
-        return found if all(found) else []
 
 
 @dataclass
@@ -92,6 +91,7 @@ def make_plan(inputs: Inputs, metrics: Sequence[str], choices: Mapping[str, str 
         inputs (`Inputs`): what was given.
         metrics (`Sequence[str]`): of `METRICS`; or "auto" alone, all that can be measured without a download.
         choices (`Mapping`): "inception", "dinov2", "features", "clip": which file, checkpoint or space; None for the usual.
+        device (`torch.device`): where networks run.
 
     Raises:
         ValueError: unknown metrics, nothing that can be measured, or a metric, file or checkpoint that was named and is of no
@@ -157,8 +157,11 @@ def _check(name: str, inputs: Inputs) -> None:
                 f"there are {count} {what}, fewer than the {inputs.kid_subset_size} of a subset; give --kid-subset-size "
                 f"{max(2, count)} or less, and say so beside the number."
             )
-    if name == "clip-score" and not inputs.prompts:
+    if name == "clip-score" and not any(inputs.prompts):
         raise ValueError(f"{samples.path} has no prompts; give a folder whose metadata.jsonl has file_name and prompt.")
+    if name == "clip-score" and not all(inputs.prompts):
+        empty = [sample for sample, prompt in zip(samples.names, inputs.prompts, strict=True) if not prompt]
+        raise ValueError(f"{len(empty)} of {len(samples)} images have no prompt, such as {empty[0]}; fill them in.")
     if name == "f-mem":
         if inputs.training is None:
             raise ValueError("there is nothing to be repeated; give --training-images.")

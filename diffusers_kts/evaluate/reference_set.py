@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import brief
 from ..features.frechet import FeatureStatistics
 from ..features.inception import FEATURES
 from ..files import written_together
 from ..images.arrays import NAMES
 from ..images.image_sets import ImageSet, open_images
-from ..images.training_images import brief
 
 SPACES = {"inception": "", "dinov2": "dinov2_", "features": "features_"}  # each with what its names in a file begin with
 

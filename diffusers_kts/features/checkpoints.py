@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..images.training_images import brief
+from ..errors import brief
 
 WEIGHTS = "model*.safetensors"
 PATTERNS = ("*.json", "*.txt", WEIGHTS)

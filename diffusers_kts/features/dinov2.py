@@ -13,7 +13,8 @@ def dinov2_space(name: str, device: torch.device, download: bool = False) -> Fea
     """Features (b, d) of images (b, 1 or 3, H, W), float in [0, 1].
 
     Args:
-        name (`str`): a folder, or an id of the Hub. device (`torch.device`): where it runs.
+        name (`str`): a folder, or an id of the Hub.
+        device (`torch.device`): where it runs.
         download (`bool`, defaults to False): whether the checkpoint may be fetched.
 
     Raises:

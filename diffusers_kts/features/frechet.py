@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from scipy.linalg import eigh, svdvals
 
-from ..memorization.fraction import nearest_neighbors
+from ..memorization.neighbors import nearest_neighbors
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +51,8 @@ def frechet_distance(a: FeatureStatistics | torch.Tensor, b: FeatureStatistics |
     covariances are singular (fewer samples than dimensions).
 
     Args:
-        a, b (`FeatureStatistics`, or `torch.Tensor` (n, d)): in the same space.
+        a (`FeatureStatistics`, or `torch.Tensor` (n, d)): of one set.
+        b (`FeatureStatistics`, or `torch.Tensor` (m, d)): of the other, in the same space.
 
     Raises:
         ValueError: dimensions differ, or as `FeatureStatistics.of`.
@@ -79,7 +80,8 @@ def precision_recall(samples: torch.Tensor, real: torch.Tensor, k: int = 3) -> P
     out to the point's k-th nearest neighbor within the set.
 
     Args:
-        samples, real (`torch.Tensor`, (B, ...) and (n, ...)): features; the paper takes equally many of each.
+        samples (`torch.Tensor`, (B, ...)): features of the samples.
+        real (`torch.Tensor`, (n, ...)): features of real images; the paper takes equally many of each.
         k (`int`, defaults to 3): the paper's.
 
     Raises:

@@ -1,6 +1,7 @@
 """The one place that calls torch-fidelity: its Inception network, and its FID, KID, Inception Score, precision and recall.
 
-Each number is computed by the function that torch-fidelity's own command runs, with that command's defaults, so both agree.
+Each number is computed by the function that torch-fidelity's own command runs, with that command's defaults, so both agree;
+precision and recall do so with its ``--feature-extractor inception-v3-compat``, since its default for them is VGG16.
 """
 
 import importlib.util
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from ..images.training_images import brief
+from ..errors import brief
 from .checkpoints import sha256
 from .feature_space import FeatureSpace
 from .frechet import FeatureStatistics, PrecisionRecall

@@ -13,10 +13,10 @@ import numpy as np
 
 from ..kpe.trace import KPETrace
 from ..sampling.prompts import Prompt
+from ..sampling.sampler import Drawn, Sampler
 from .formats import BlockWriter, block_writer, file_names
 from .ledger import Claims, Ledger, Record
 from .media import NotFinite, Sample, encode, medium
-from .model import Drawn, Model
 from .plan import Block, Plan
 from .progress import Progress
 from .rows import Rows
@@ -77,7 +77,7 @@ class Drawing:
     plan: Plan
     prompts: list[Prompt]
     columns: dict[str, type]
-    model: Model
+    model: Sampler
     selector: Selector | None
     rows: Rows
     store: Store

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, Protocol
 
-from .columns import COLUMNS
+from ..sampling.columns import COLUMNS
 from .media import ENDINGS
 from .plan import Block
 from .settings import GenerateSettings

@@ -8,6 +8,7 @@ missing is what the next run draws.
 
 import dataclasses
 import math
+import os
 import platform
 import sys
 import time
@@ -16,6 +17,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from typing import Any, TypeVar
 
 import diffusers
@@ -26,21 +28,25 @@ from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 from tqdm import tqdm
 
 from .. import __version__
-from ..hub import check_hub, push_to_hub
-from ..sampling.prompts import column_types, prompts_hash, read_prompts
+from ..hub import reach
+from ..sampling.columns import check_gaps
+from ..sampling.find import find_model, fingerprint, num_classes
+from ..sampling.prompts import column_types, first_difference, prompt_lines, prompts_hash, read_prompts
+from ..sampling.sampler import Sampler
 from .assemble import assemble, assembled
 from .drawing import Drawing
 from .formats import check_packages
 from .ledger import Claims, Ledger, Manifest
 from .media import Sample, encode
-from .model import Model, find_model, fingerprint, num_classes
+from .orphan import end_with_launcher
 from .plan import Plan
 from .progress import Progress
 from .rows import Rows
 from .selection import Selector
 from .settings import GenerateSettings
 from .storage import PRIVATE, Store
-from .verify import Inspection, block_name, inspect_output
+from .upload import check_hub, push_to_hub, write_card
+from .verify import Inspection, block_name, inspect_output, is_damaged
 
 CONFIG = "config.yaml"
 TIMEOUT = timedelta(days=7)  # ranks wait for each other at the end only, however long the others take
@@ -79,6 +85,7 @@ def run_generate(settings: GenerateSettings) -> GenerateResult:
     Raises:
         ValueError, OSError: refused, and nothing has been written; on ranks other than the main one: SystemExit.
     """
+    end_with_launcher()
     accelerator = _accelerator(settings)
     try:
         with warnings.catch_warnings():  # a block with such samples is reported as failed
@@ -98,8 +105,12 @@ def _accelerator(settings: GenerateSettings) -> Accelerator:
     logs = None if settings.log_with is None or "://" in settings.output else f"{settings.output}/{PRIVATE}/logs"
     handler = InitProcessGroupKwargs(timeout=TIMEOUT)
     cpu = not torch.accelerator.is_available()  # else accelerate takes several processes without a GPU for one each
+    for plugin in ("DEEPSPEED", "FSDP", "MEGATRON_LM", "PARALLELISM_CONFIG"):  # of the user's training; drawing needs none
+        os.environ.pop(f"ACCELERATE_USE_{plugin}", None)
     try:
-        accelerator = Accelerator(cpu=cpu, log_with=settings.log_with, project_dir=logs, kwargs_handlers=[handler])
+        accelerator = Accelerator(
+            cpu=cpu, mixed_precision="no", log_with=settings.log_with, project_dir=logs, kwargs_handlers=[handler]
+        )
     except ValueError as error:
         raise ValueError(f"log_with is {settings.log_with!r}: {error}") from error
     if settings.log_with is not None and not accelerator.log_with:
@@ -121,13 +132,14 @@ class _Job:
             self.folder = find_model(settings.model)
         self.prompts = read_prompts(settings, num_classes(self.folder))
         self.columns = column_types(self.prompts)
+        check_gaps(self.columns, [prompt.columns for prompt in self.prompts], settings.format)
         self.plan = Plan.of(settings, len(self.prompts))
 
     def run(self) -> GenerateResult:
         manifest, before = self._on_main(self._compare)
         if before is not None and not before.missing and not before.damaged and not self.settings.dry_run:
             return self._on_main(lambda: self._finish(manifest, GenerateResult(True), self._assembled()))
-        self.model = Model(self.folder, self.settings, self.accelerator.device)
+        self.model = Sampler(self.folder, self.settings, self.accelerator.device, self.settings.shaping)
         self.selector = Selector(self.model, self.settings) if self.settings.keep_top is not None else None
         self.rows = Rows(self.settings, self.prompts, self.columns, self.model.id2label, self.model.argument("guidance_scale"))
         plan = self._on_main(lambda: self._try(before))
@@ -182,6 +194,8 @@ class _Job:
 
     def _check_same(self, there: Manifest, manifest: Manifest) -> None:
         different = there.differences(manifest)
+        if there.identity.get("prompts") != manifest.identity["prompts"]:
+            different.append(first_difference(self.ledger.prompts(), self.prompts))
         if different:
             raise ValueError(
                 f"{self.store.url} was made with other settings: {'; '.join(different)}. Give another --output, or those "
@@ -207,6 +221,8 @@ class _Job:
         free = self.store.free_space()
         if free is not None and left * size > free:
             raise OSError(f"{left} samples need about {_bytes(left * size)}, but {self.store.url} has {_bytes(free)} free.")
+        if s.push_to_hub is not None:
+            reach(s.push_to_hub)
         shape = " x ".join(map(str, drawn.pixels.shape[1:-1]))
         lines = [
             f"{self.model.name} with {drawn.trace.settings['scheduler']}, {self.accelerator.num_processes} process(es).",
@@ -224,12 +240,21 @@ class _Job:
             if there is not None:
                 self._check_same(there, manifest)
             else:
-                self.ledger.begin(manifest)
+                self.ledger.begin(manifest, b"".join(prompt_lines(self.prompts)))
             if not self.store.exists(CONFIG):
                 self.store.write(CONFIG, self.settings.to_yaml().encode())
         for number in before.damaged if before is not None else ():
-            self.ledger.revoke(number)
+            self._revoke(number)
         return uuid.uuid4().hex, before.good if before is not None else set()
+
+    def _revoke(self, number: int) -> None:
+        """A damaged block counts as missing, unless another process is drawing it, or has done so since it was looked at."""
+        if self.claims.take(number):
+            try:
+                if is_damaged(self.store, self.ledger, number, self.settings.recheck):
+                    self.ledger.revoke(number)
+            finally:
+                self.claims.release(number)
 
     def _draw(self, run_name: str, done: set[int]) -> GenerateResult:
         accelerator, began, used = self.accelerator, time.monotonic(), time.process_time()
@@ -274,7 +299,9 @@ class _Job:
         if sums is None:
             self.claims.open()
             with self.claims.alone(len(self.plan)):
-                sums = assemble(self.store, self.ledger, s.format, s.keep_top is not None, there)
+                new = result.complete and not self.store.exists("README.md")
+                card = partial(write_card, self.store, manifest) if new else None
+                sums = assemble(self.store, self.ledger, s.format, s.keep_top is not None, there, card)
                 if result.complete:
                     self.store.clear_partial()
         result.samples, result.calls, result.calls_saved = sums["samples"], sums["calls"], sums["calls_saved"]

@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..kpe.trace import KPETrace
+from ..sampling.columns import as_written
 from ..sampling.prompts import Prompt
-from ..schedulers.base import SHAPING
 from ..seeding import sample_seed
+from ..shaping import SHAPING
 from .settings import ENERGIES, GenerateSettings
 
 
@@ -27,7 +28,8 @@ class Rows:
         guidance_scale: float | None,
     ) -> None:
         self.settings, self.prompts, self.id2label, self.guidance_scale = settings, prompts, id2label, guidance_scale
-        self.carried: dict[str, Any] = dict.fromkeys(columns)
+        self.columns = columns
+        self.negative = settings.negative_prompt is not None or any(prompt.arguments for prompt in prompts)
 
     def __call__(self, indices: Sequence[int], trace: KPETrace) -> list[dict[str, Any]]:
         """A row per sample of ``trace``, whose index in the job is given, without ``file_name``."""
@@ -43,13 +45,16 @@ class Rows:
             row |= {"prompt_index": number, "candidate": index % s.images_per_prompt}
             row |= {"seed": s.seed, "generator_seed": sample_seed(s.seed, index)}
             row |= {name: energies[name][position] for name in (*ENERGIES, "per_dim")}
-            rows.append(row | constant | self.carried | prompt.columns)
+            rows.append(row | constant | self._carried(prompt))
         return rows
+
+    def _carried(self, prompt: Prompt) -> dict[str, Any]:
+        return {name: as_written(prompt.columns.get(name), kind, self.settings.format) for name, kind in self.columns.items()}
 
     def _subject(self, prompt: Prompt) -> dict[str, Any]:
         if self.id2label is None:
-            negative = self.settings.negative_prompt
-            return {"prompt": prompt.text} | ({} if negative is None else {"negative_prompt": negative})
+            negative = {"negative_prompt": self.settings.negative_prompt} if self.negative else {}
+            return {"prompt": prompt.text} | negative | prompt.arguments
         by_name = {name.lower(): key for key, name in self.id2label.items()}
         label = by_name[prompt.text.lower()] if isinstance(prompt.text, str) else prompt.text
         return {"label": label, "class_name": self.id2label.get(label, str(label))}

@@ -14,15 +14,14 @@ import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from ..gain import exceeds_one
+from ..flow_coordinates import exceeds_one
 from ..kpe.trace import KPETrace
 from ..presets import PRESETS
 from ..sampling.prompts import Prompt
-from ..schedulers.host_copy import HostCopy
+from ..sampling.sampler import Drawn, Sampler
 from ..schedulers.scheduling_kts_flow_match import KTSFlowMatchScheduler
 from ..seeding import sample_seed
 from .media import NotFinite
-from .model import Drawn, Model
 from .plan import Block
 from .settings import GenerateSettings
 
@@ -50,7 +49,6 @@ class PartialSchedule(KTSFlowMatchScheduler):
         self.whole = len(self.timesteps)
         start, stop, _ = self.part.indices(self.whole)
         self.timesteps, self.sigmas = self.timesteps[start:stop], self.sigmas[start : stop + 1]
-        self._levels = HostCopy.of(self.sigmas, self._levels.numbers[start : stop + 1])
         self.num_inference_steps = len(self.timesteps)
 
     @functools.wraps(KTSFlowMatchScheduler.step)
@@ -89,7 +87,7 @@ class Selector:
         ValueError: the sampler cannot be stopped half-way.
     """
 
-    def __init__(self, model: Model, settings: GenerateSettings) -> None:
+    def __init__(self, model: Sampler, settings: GenerateSettings) -> None:
         self.model, self.settings = model, settings
         self.scheduler: PartialSchedule | None = None
         if settings.screen_steps is not None:
@@ -100,7 +98,9 @@ class Selector:
                     "add a --preset (off is plain Euler), or leave --screen-steps out."
                 )
             plain = PRESETS["off"] if type(own) is FlowMatchEulerDiscreteScheduler else {}
-            self.scheduler = PartialSchedule.from_config(own.config, **(settings.shaping or plain))
+            self.scheduler = PartialSchedule.from_config(
+                own.config, **(settings.shaping.to_dict() if settings.shaping else plain)
+            )
             model.pipe.scheduler = self.scheduler
 
     def trial(self, indices: Sequence[int], prompts: Sequence[Prompt]) -> Drawn:
@@ -115,7 +115,7 @@ class Selector:
             both, _ = self._part(slice(0, 2), indices, prompts)
             _, latents = self._part(slice(0, 1), indices, prompts)
             second, _ = self._part(slice(1, 2), indices, prompts, latents)
-        except Exception as error:  # as in Model.trial
+        except Exception as error:  # as in Sampler.trial
             raise ValueError(f"{self.model.name} cannot be screened with these settings: {error}") from error
         steps = self.settings.screen_steps
         if steps is not None and steps >= self.scheduler.whole:
@@ -181,7 +181,7 @@ class Selector:
         scheduler = self.scheduler
         assert scheduler is not None
         scheduler.part, scheduler.begins_at = part, latents
-        changes = {} if latents is None else {"latents": latents}
+        changes: dict[str, Any] = {} if latents is None else {"latents": latents}
         drawn = self.model.draw(indices, prompts, decode, **changes)
         assert scheduler.latents is not None
         return drawn, scheduler.latents

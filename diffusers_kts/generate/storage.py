@@ -70,7 +70,7 @@ class Store:
             os.close(handle)
             return Path(path)
         path = self.path(f"{PARTIAL}/{uuid.uuid4().hex}")
-        os.makedirs(os.path.dirname(path), exist_ok=True)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         return Path(path)
 
     def place(self, partial: Path, name: str) -> None:
@@ -80,8 +80,8 @@ class Store:
             self.fs.put_file(str(partial), target)
             discard(partial)
             return
-        os.makedirs(os.path.dirname(target), exist_ok=True)
-        os.replace(partial, target)
+        Path(target).parent.mkdir(parents=True, exist_ok=True)
+        partial.replace(target)
 
     def read(self, name: str) -> bytes:
         return self.fs.cat_file(self.path(name))

@@ -1,23 +1,20 @@
 """Training images from a file or a folder, as the float images that samples are compared with."""
 
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
 
 from .arrays import REMEDY, ImageArray
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+from .folders import READ_AT_A_TIME
+from .image_sets import open_images
 
 
 def load_images(path: Path, shape: tuple[int, int, int], resize: bool = False) -> torch.Tensor:
     """(n, C, H, W) float images in [0, 1] of the ``shape`` (C, H, W) that samples have.
 
     Args:
-        path (`Path`): a file that `ImageArray` reads; or a folder of pictures, read in the order of their paths, turned
-            into grey or RGB, cropped to the middle and scaled.
+        path (`Path`): a file that `ImageArray` reads; or a folder as `open_images` reads it, its pictures turned into grey or
+            RGB, cropped to the middle and scaled.
         shape (`tuple[int, int, int]`): one or three channels, height, width.
         resize (`bool`, defaults to False): whether an array of another size may be cropped and scaled as pictures are.
 
@@ -53,28 +50,10 @@ def resized(images: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
 
 
 def _folder(path: Path, shape: tuple[int, int, int]) -> torch.Tensor:
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
-    if len(files) < 2:
-        raise ValueError(f"{path} holds {len(files)} pictures ({', '.join(SUFFIXES)}); give a folder with at least two.")
-    images = np.empty((len(files), *shape[1:], *([3] if shape[0] == 3 else [])), np.uint8)
-    for i, file in enumerate(files):
-        try:
-            with Image.open(file) as picture:
-                images[i] = fitted(picture, shape)
-        except Exception as error:  # a damaged picture raises anything
-            raise ValueError(f"{file} cannot be read as a picture ({brief(error)}); repair or remove it.") from error
-    tensor = torch.from_numpy(images).float().div_(255)
-    return tensor[:, None] if shape[0] == 1 else tensor.permute(0, 3, 1, 2)
-
-
-def fitted(picture: Any, shape: tuple[int, int, int]) -> np.ndarray:
-    """uint8 (H, W) or (H, W, 3): a picture, turned as its camera says, in grey or RGB, cropped to the middle and scaled."""
-    picture = ImageOps.exif_transpose(picture).convert("L" if shape[0] == 1 else "RGB")
-    if picture.size != (shape[2], shape[1]):
-        picture = ImageOps.fit(picture, (shape[2], shape[1]), Image.Resampling.BILINEAR)
-    return np.asarray(picture)
-
-
-def brief(error: Exception) -> str:
-    """The first line of what went wrong."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    images = open_images(path, shape[1:], shape[0])
+    if len(images) < 2:
+        raise ValueError(f"{path} holds {len(images)} picture; give a folder with at least two.")
+    pixels = torch.empty((len(images), *shape), dtype=torch.uint8)
+    for start, batch in zip(range(0, len(images), READ_AT_A_TIME), images.batches(READ_AT_A_TIME), strict=True):
+        pixels[start : start + len(batch)] = batch
+    return pixels.float().div_(255)

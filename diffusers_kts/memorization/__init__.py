@@ -4,11 +4,11 @@ from ..lazy_exports import lazy_exports
 
 _EXPORTS = {
     "bootstrap_interval": ".fraction",
-    "distinct_images": ".fraction",
+    "distinct_images": ".neighbors",
     "measure_memorization": ".fraction",
     "memorized": ".fraction",
     "memorized_fraction": ".fraction",
-    "nearest_neighbors": ".fraction",
+    "nearest_neighbors": ".neighbors",
     "paired_difference": ".fraction",
 }
 __all__ = [*_EXPORTS]

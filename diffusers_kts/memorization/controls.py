@@ -35,7 +35,8 @@ def spread_evenly(gains: torch.Tensor, sigmas: torch.Tensor) -> dict[str, Any]:
     """Settings of `KTSFlowMatchScheduler` with a constant gain that moves as far as ``gains`` did, on the same grid.
 
     Args:
-        gains (`torch.Tensor`, (N,)), sigmas (`torch.Tensor`, (N + 1,)): of the shaped run's `KPETrace`.
+        gains (`torch.Tensor`, (N,)): of the shaped run's `KPETrace`.
+        sigmas (`torch.Tensor`, (N + 1,)): likewise.
 
     Raises:
         ValueError: as `net_displacement`.
@@ -53,7 +54,8 @@ def with_equal_noise(
     Give latents where there are any: images are clipped, which takes a part of the noise away.
 
     Args:
-        plain, shaped (`torch.Tensor`, (B, ...)): from the same noises.
+        plain (`torch.Tensor`, (B, ...)): plain samples.
+        shaped (`torch.Tensor`, (B, ...)): shaped samples of the same noises.
         generators (`list[torch.Generator]` or `torch.Generator`, *optional*): as in a pipeline's call.
 
     Raises:
@@ -76,7 +78,8 @@ def finished(shaped: torch.Tensor, velocity: torch.Tensor, gains: torch.Tensor, 
     Args:
         shaped (`torch.Tensor`, (B, ...)): the end of the shaped run, latents where there are any.
         velocity (`torch.Tensor`, (B, ...)): the network's last output, ``dx/dsigma``.
-        gains (`torch.Tensor`, (N,)), sigmas (`torch.Tensor`, (N + 1,)): of the run's `KPETrace`.
+        gains (`torch.Tensor`, (N,)): of the run's `KPETrace`.
+        sigmas (`torch.Tensor`, (N + 1,)): likewise.
 
     Raises:
         ValueError: as `net_displacement`.

@@ -1,16 +1,24 @@
-"""The embedded pipelines, in diffusers format: Fashion-MNIST, trained by ``examples/train_fashion_mnist.py``."""
+"""The embedded pipelines, in diffusers format: Fashion-MNIST, trained by ``examples/train_fashion_mnist.py``, and emoji, trained
+by ``examples/train_text_to_image.py``."""
 
 from pathlib import Path
 
-NAMES = ("memorizing", "generalizing")
-REMEDY = f"give a pipeline folder, a Hub id, or {' or '.join(NAMES)}"
+CLASS_CONDITIONAL = ("memorizing", "generalizing")
+TEXT_TO_IMAGE = ("emoji", "emoji-memorizing")
+NAMES = (*CLASS_CONDITIONAL, *TEXT_TO_IMAGE)
+REMEDY = f"give a pipeline folder, a Hub id, or {', '.join(NAMES[:-1])} or {NAMES[-1]}"
 
 
 def embedded_model(name: str = "memorizing") -> Path:
-    """The folder of an embedded pipeline, for `ClassConditionalFlowPipeline.from_pretrained`.
+    """The folder of an embedded pipeline.
 
     Args:
-        name (`str`): "memorizing" (few training images, also in ``training_images.npz``) or "generalizing" (all 60,000).
+        name (`str`): for `ClassConditionalFlowPipeline.from_pretrained`, "memorizing" (1,024 training images, also in
+            ``training_images.npz``) or "generalizing" (all 60,000); for `DiffusionPipeline.from_pretrained`, "emoji" (text to
+            image) or "emoji-memorizing" (1,024 training images).
+
+    Raises:
+        ValueError: there is no such model.
     """
     if name not in NAMES:
         raise ValueError(f"there is no embedded model {name!r}; choose from {', '.join(NAMES)}.")

@@ -104,6 +104,7 @@ class EmpiricalVelocity(nn.Module):
             timestep (`torch.Tensor`, scalar or (B,)): ``1000 sigma``, ``1000 (1 - t)``.
             class_labels (`torch.Tensor`, (B,), *optional*): used where the data have labels.
             return_dict (`bool`): a `Transformer2DModelOutput`, or a tuple.
+            **conditioning: what pipelines pass on; not used.
         """
         sigma = torch.as_tensor(timestep, device=self.device).double() / self.config.num_train_timesteps
         output = -self._velocity(hidden_states, sigma, class_labels)

@@ -3,6 +3,7 @@
 import argparse
 import math
 import pickle
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,12 +13,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from ..images.training_images import brief
+from ..errors import brief
 from .transformer_sit import TIME_FREQUENCIES
 
 SIZES = {(12, 384): ("S", 6), (12, 768): ("B", 12), (24, 1024): ("L", 16), (28, 1152): ("XL", 16)}  # (blocks, width): heads
 PATCHES = (2, 4, 8)
 PROJECTORS = "projectors."  # what only REPA's training has, beside SiT's weights
+WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+")  # of distributed training and torch.compile
 SHOWN = 4  # wrong names told at once
 REMEDY = "give the .pt of SiT or REPA (a training checkpoint with 'ema', or bare weights), or those weights as .safetensors"
 NAMES = {  # published: ours
@@ -62,10 +64,12 @@ def read_weights(path: Path) -> tuple[State, Mapping[str, Any]]:
         raise ValueError(f"{path} cannot be read ({brief(error)}); download it again.") from error
     if not isinstance(found, Mapping):
         raise ValueError(f"{path} holds a {type(found).__name__}, no weights by name; {REMEDY}.")
-    state, training = found.get("ema", found), found.get("args")
+    state = next((found[key] for key in ("ema", "ema_model", "model") if isinstance(found.get(key), Mapping)), found)
+    training = found.get("args")
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise ValueError(f"{path} holds {_some(list(found))}, no weights by name; {REMEDY}.")
-    return dict(state), vars(training) if isinstance(training, argparse.Namespace) else {}
+    state = {WRAPPERS.sub("", name): value for name, value in state.items()}
+    return state, vars(training) if isinstance(training, argparse.Namespace) else {}
 
 
 def check_training(settings: Mapping[str, Any]) -> None:
@@ -76,9 +80,9 @@ def check_training(settings: Mapping[str, Any]) -> None:
             raise ValueError(f"these weights were trained with {name} {value!r}; give weights of {fitting[0]!r}.")
 
 
-def is_of_repa(state: State) -> bool:
-    """Whether the training had REPA's projectors; its time runs from data to noise."""
-    return any(name.startswith(PROJECTORS) for name in state)
+def is_of_repa(state: State, training: Mapping[str, Any]) -> bool:
+    """Whether the training was REPA's, by its projectors or by its settings; its time runs from data to noise."""
+    return training.get("prediction") == "v" or any(name.startswith(PROJECTORS) for name in state)
 
 
 def size_name(config: Mapping[str, Any]) -> str:

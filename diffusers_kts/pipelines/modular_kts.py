@@ -20,8 +20,8 @@ from diffusers.modular_pipelines import (
 
 from ..gain import Gain
 from ..kpe.trace import KPETrace
-from ..schedulers.base import SHAPING
 from ..schedulers.scheduling_kts_flow_match import KTSFlowMatchScheduler
+from ..shaping import SHAPING
 
 
 class KTSBlock(ModularPipelineBlocks):

@@ -1,7 +1,11 @@
 """A class-conditional flow-matching pipeline: the embedded Fashion-MNIST models, and ImageNet with a VAE."""
 
 import difflib
+import json
+import os
+import shutil
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +20,7 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
 
+CODE = "pipeline.py"  # the copy of this file in a saved folder
 Labels = int | str | Sequence[int | str] | torch.Tensor
 
 
@@ -115,6 +120,34 @@ class ClassConditionalFlowPipeline(DiffusionPipeline):
             )
         return randn_tensor(shape, generator=generator, device=torch.device(device), dtype=dtype)
 
+    def unscaled(self, latents: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) latents as the VAE knows them: mean, spread, scale and shift of its configuration undone."""
+        config = self.vae.config
+        latents = latents / config.scaling_factor
+        if config.get("latents_mean") is not None and config.get("latents_std") is not None:
+            mean, std = (latents.new_tensor(config[name]).view(1, -1, 1, 1) for name in ("latents_mean", "latents_std"))
+            latents = latents * std + mean
+        return latents + (config.get("shift_factor") or 0.0)
+
+    @classmethod
+    def load_config(cls, *args: Any, **kwargs: Any) -> Any:
+        """As in diffusers; the code that `save_pretrained` puts into a folder is for people without this package."""
+        found = super().load_config(*args, **kwargs)
+        config = found[0] if isinstance(found, tuple) else found
+        if isinstance(config.get("_class_name"), (list, tuple)):
+            config["_class_name"] = config["_class_name"][-1]
+        return found
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """As in diffusers; the code of this pipeline goes along, so that the folder also loads without this package, by
+        ``DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)``."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        shutil.copyfile(__file__, Path(save_directory, CODE))
+        index = Path(save_directory, self.config_name)
+        content = json.loads(index.read_text(encoding="utf-8"))
+        content["_class_name"] = [Path(CODE).stem, type(self).__name__]
+        index.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
     @torch.no_grad()
     def __call__(
         self,
@@ -200,14 +233,14 @@ class ClassConditionalFlowPipeline(DiffusionPipeline):
                         velocity[:, guidance_channels:] = conditional[:, guidance_channels:]
                 latents = self.scheduler.step(velocity, t, latents, return_dict=False)[0]
                 if callback_on_step_end is not None:
-                    given = {name: latents for name in callback_on_step_end_tensor_inputs}
+                    given = dict.fromkeys(callback_on_step_end_tensor_inputs, latents)
                     latents = callback_on_step_end(self, i, t, given).pop("latents", latents)
                 progress_bar.update()
 
         images: Any = latents
         if output_type != "latent":
             if self.vae is not None:
-                images = self.vae.decode((latents / self.vae.config.scaling_factor).to(self.vae.dtype), return_dict=False)[0]
+                images = self.vae.decode(self.unscaled(latents).to(self.vae.dtype), return_dict=False)[0]
             images = self.image_processor.postprocess(images, output_type=output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)

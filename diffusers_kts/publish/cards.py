@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..models import NAMES, embedded_model
+from ..models import CLASS_CONDITIONAL, embedded_model
 
-KINDS = ("scheduler", *sorted(NAMES), "space", "dataset")
+KINDS = ("scheduler", *sorted(CLASS_CONDITIONAL), "space", "dataset")
 TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -72,11 +72,11 @@ def card(kind: str, results: Path) -> Card:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        autoescape=False,  # noqa: S701 (Markdown)
+        autoescape=False,
     )
-    training = {name: _training(name) for name in NAMES}
+    training = {name: _training(name) for name in CLASS_CONDITIONAL}
     text = environment.get_template(f"{kind}.md").render(measured=measured, training=training, **_versions(kind))
-    pictures = {f"{kind}.png": lambda path: draw_gallery(kind, path)} if kind in NAMES else {}
+    pictures = {f"{kind}.png": lambda path: draw_gallery(kind, path)} if kind in CLASS_CONDITIONAL else {}
     return Card(kind, text, tuple(results / name for name in measured.read), pictures)
 
 
@@ -129,7 +129,11 @@ def _example_data_set() -> str:
 
     with tempfile.TemporaryDirectory() as folder:
         labels = ",".join(load().subjects[1:])
-        run_generate(GenerateSettings(model=NAMES[0], class_labels=labels, images_per_prompt=4, steps=50, output=folder))
+        run_generate(
+            GenerateSettings(
+                model=CLASS_CONDITIONAL[0], class_labels=labels, images_per_prompt=4, num_inference_steps=50, output=folder
+            )
+        )
         return data_set_card(Path(folder))
 
 

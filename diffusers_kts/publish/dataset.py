@@ -6,7 +6,7 @@ from typing import Any
 from ..generate.assemble import assembled
 from ..generate.ledger import Ledger
 from ..generate.storage import Store
-from ..hub import data_card
+from ..generate.upload import data_card
 
 USE = """
 ## How to use

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from ..models import NAMES, embedded_model
+from ..models import CLASS_CONDITIONAL, NAMES, embedded_model
 from ..presets import PRESETS
 from .cards import Card, card, write_card
 from .one_file import PACKAGE, one_file
@@ -64,7 +64,7 @@ def build_model(folder: Path, source: str | None, preset: str, results: Path) ->
 
     name = source or NAMES[0]
     origin = embedded_model(name) if name in NAMES else Path(name)
-    described = card(name, results) if name in NAMES else None
+    described = card(name, results) if name in CLASS_CONDITIONAL else None
     try:
         index = json.loads((origin / "model_index.json").read_text())
         config = json.loads((origin / "scheduler" / "scheduler_config.json").read_text())

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..files import check_new, new_folder
+from ..files import new_folder
+from ..hub import check_repo, upload
 from ..presets import PRESETS
 from .folders import BUILDERS, REPO_TYPES
 from .refusals import problems
-from .upload import check_repo, upload
 
 SHOWN = 8  # problems named at once
 
@@ -48,7 +48,6 @@ class PublishSettings:
             raise ValueError("no --repo to upload to; give owner/name, or --dry-run to build only.")
         if self.repo is not None:
             check_repo(self.repo)
-        check_new(self.output)
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ def run_publish(settings: PublishSettings) -> Published:
     Raises:
         ValueError: the source is unreadable, or something in the folder must not be uploaded. OSError: the Hub refuses.
     """
-    with new_folder(settings.output) as built:
+    with new_folder(settings.output, repeatable=True) as built:
         BUILDERS[settings.kind](built, settings.source, settings.preset, settings.results)
         found = problems(built)
         if found:

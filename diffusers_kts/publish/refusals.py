@@ -1,16 +1,21 @@
 """What may not be uploaded: secrets, paths of the machine it was built on, pickles, links, files over the limits, and cards
 whose numbers have no source."""
 
-import json
 import re
+import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from ..files import read_json
+
 MAX_FILE = 5 * 10**9  # bytes; the Hub takes more in one file, but asks for parts
 MAX_FILES = 100_000  # of a repository, as the Hub advises
 MAX_IN_FOLDER = 10_000
-TEXT_SUFFIXES = {"", ".md", ".py", ".json", ".jsonl", ".txt", ".csv", ".toml", ".yaml", ".yml", ".html", ".cfg", ".ini"}
+# what a published folder is made of; anything else has come there by accident
+SUFFIXES = {".md", ".py", ".json", ".jsonl", ".txt", ".csv", ".yaml", ".yml", ".jinja", ".model", ".npz", ".safetensors"}
+SUFFIXES |= {".png", ".jpg", ".jpeg", ".webp", ".gif", ".svg", ".mp4", ".tar", ".parquet", ".typed", ".html"}
+NAMES = re.compile(r"^(LICENSE|LICENCE|NOTICE|CITATION)[\w.-]*$|^\.gitattributes$", re.IGNORECASE)
 PRIVATE_NAMES = re.compile(
     r"^(\.env.*|\.netrc|\.git|\.git-credentials|\.ssh|id_(rsa|dsa|ecdsa|ed25519)|.*\.(pem|p12|key|keystore))$"
 )
@@ -32,11 +37,14 @@ def problems(folder: Path, sources: Iterable[Path] = ()) -> list[str]:
     """One sentence for each reason not to upload ``folder``.
 
     Args:
+        folder: what would be uploaded.
         sources: JSON files with the numbers of its card, beside those in the folder.
     """
     found = list(_files(folder))
-    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix in TEXT_SUFFIXES):
-        text, name = path.read_text(errors="replace"), path.relative_to(folder)
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        if (text := _text(path)) is None:
+            continue
+        name = path.relative_to(folder)
         for what, pattern in SECRETS.items():
             if match := re.search(pattern, text):
                 found.append(f"{name} line {_line(text, match)} holds {what}; take it out, and revoke it.")
@@ -50,6 +58,31 @@ def problems(folder: Path, sources: Iterable[Path] = ()) -> list[str]:
         for number, line in unsourced_numbers(card.read_text(), [*inside, *sources]):
             found.append(f"README.md line {line} says {number}, which no JSON file beside it measured; cite its source.")
     return found
+
+
+def _text(path: Path) -> str | None:
+    """The text of a file, whatever its name; None for anything else."""
+    with path.open("rb") as file:
+        head = file.read(8192)
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return path.read_text(encoding="utf-16", errors="replace")
+    return None if b"\0" in head else path.read_text(encoding="utf-8", errors="replace")
+
+
+def _is_pickle(path: Path) -> bool:
+    """By ending, or by content: a bare pickle, what `torch.save` writes, an array of objects."""
+    if path.suffix.lower() in PICKLES:
+        return True
+    with path.open("rb") as file:
+        head = file.read(256)
+        if not zipfile.is_zipfile(file):
+            return bool(re.match(rb"\x80[\x02-\x05]", head) or (head.startswith(b"\x93NUMPY") and b"'|O'" in head))
+        try:
+            with zipfile.ZipFile(file) as archive:
+                heads = {name: archive.open(name).read(256) for name in archive.namelist() if name.endswith((".npy", ".pkl"))}
+        except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError):
+            return True  # what cannot be looked into
+    return any(name.endswith(".pkl") or b"'|O'" in head for name, head in heads.items())
 
 
 def _line(text: str, match: re.Match) -> int:
@@ -68,8 +101,11 @@ def _files(folder: Path) -> Iterator[str]:
             yield f"{name} is a link; put the file itself there."
         if PRIVATE_NAMES.match(path.name):
             yield f"{name} is private by its name; remove it."
-        if path.suffix in PICKLES:
-            yield f"{name} is a pickle, which can run code; save safetensors."
+        elif path.is_file():
+            if path.suffix not in PICKLES and path.suffix.lower() not in SUFFIXES and not NAMES.match(path.name):
+                yield f"{name} is none of what a published folder is made of; move it elsewhere."
+            if _is_pickle(path):
+                yield f"{name} is a pickle, which can run code; save safetensors."
         if path.is_file():
             inside[path.parent] = inside.get(path.parent, 0) + 1
             if path.stat().st_size > MAX_FILE:
@@ -92,7 +128,7 @@ def unsourced_numbers(card: str, sources: Iterable[Path]) -> list[tuple[str, int
 
     A figure agrees with a number of a source if that rounds to it, itself or times 100.
     """
-    known = {number for path in sources for number in _numbers(json.loads(path.read_text()))}
+    known = {number for path in sources for number in _numbers(read_json(path, object))}
     prose = NOT_PROSE.sub(lambda match: re.sub(r"[^\n]", " ", match[0]), card)
     missing = []
     for match in FIGURE.finditer(prose):

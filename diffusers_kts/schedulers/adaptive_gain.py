@@ -23,8 +23,10 @@ def budget_factor(
     Args:
         power (`torch.Tensor`, (B, n)): ``||v||^2`` of the last n steps, the present one included.
         gains (`torch.Tensor`, (B, n)): the gains they were made with; that of the present one is not read.
-        etas, weights (`torch.Tensor`, (N - i + n - 1,)): planned gains and flow time of the n steps and of those to come.
-        budget (`float`): ``C``, in squared latent units. max_gain (`float`): 1 for a cap, more for a target.
+        etas (`torch.Tensor`, (N - i + n - 1,)): planned gains of the n steps and of those to come.
+        weights (`torch.Tensor`, (N - i + n - 1,)): flow time of these steps.
+        budget (`float`): ``C``, in squared latent units.
+        max_gain (`float`): 1 for a cap, more for a target.
     """
     made = power.shape[1]
     spent = 0.5 * (gains.square() * power * weights[:made])[:, :-1].sum(1)
@@ -41,7 +43,11 @@ def decided(
     A sample is decided from the first step at or after flow time ``start`` where `turning_so_far` reaches ``threshold``.
 
     Args:
-        power, turn (`torch.Tensor`, (B, n)), t (`torch.Tensor`, (n,)): of the steps so far, see `turning_so_far`.
+        power (`torch.Tensor`, (B, n)): of the steps so far, see `turning_so_far`.
+        turn (`torch.Tensor`, (B, n)): likewise.
+        t (`torch.Tensor`, (n,)): their flow times.
+        threshold (`float`): turning at which a sample is decided.
+        start (`float`): flow time from which that counts.
     """
     reached = (turning_so_far(power, turn, t) >= threshold) & (t >= start)
     return reached[:, :-1].any(1), reached.any(1)

@@ -1,25 +1,31 @@
-"""What the KTS schedulers share: settings, gains per step, the cut at the touchdown, the energy record."""
+"""What the KTS schedulers share: settings, the plan of a schedule, the cut at the touchdown, the energy record."""
 
+import copy
 import difflib
 import functools
 import inspect
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers import SchedulerMixin
-from diffusers.configuration_utils import register_to_config
+from diffusers.configuration_utils import FrozenDict, register_to_config
 
-from ..gain import Gain, flow_times, is_number, noise_level
-from ..kpe.trace import KPERecorder, KPETrace, quadrature_weights
-from .host_copy import HostCopy, counted
-from .standing import StandingSchedule
+from ..flow_coordinates import noise_level
+from ..kpe.levels import Levels
+from ..kpe.recorder import KPERecorder, Run
+from ..kpe.stock_schedulers import Schedule, velocity
+from ..kpe.trace import KPETrace, quadrature_weights
+from ..shaping import SHAPING, Shaping
+from .shaping_plan import CustomGain, ShapingPlan, check_gain
 
-LANDED = 0.95  # a late start that moves less than this share of its way is told about
-SHAPING = ("alpha_0", "beta_0", "tau_split", "k", "early_schedule", "late_schedule", "touchdown")
+LANDED = 0.95  # a late start that moves less than this share of its way gives a warning
+# arguments of loading that schedulers of diffusers ignore
+LOADING = ("cache_dir", "device_map", "low_cpu_mem_usage", "torch_dtype", "use_safetensors", "variant")
 
 
 class ScheduleTable(list):
@@ -47,123 +53,257 @@ def has_settings(config: Any) -> bool:
 
 
 def shaped_init(parent: Any, **more: Any) -> Callable[..., None]:
-    """An ``__init__`` with the arguments of the diffusers scheduler ``parent`` and the shaping settings after them, then
-    ``more`` settings with these defaults, which the class reads from its ``config``.
+    """An ``__init__`` with the arguments of the diffusers scheduler ``parent``, then the shaping settings, ``gain`` and
+    ``more`` settings with these defaults, all of which the class reads from its ``config``.
 
     The signature is read from ``parent``, so that `from_config` passes on every argument it has in the diffusers installed.
     """
     signature = inspect.signature(parent.__init__)
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    defaults = {name: getattr(Gain, name, None) for name in SHAPING} | more
-    shaping = [inspect.Parameter(name, kind, default=default) for name, default in defaults.items()]
-    signature = signature.replace(parameters=[*signature.parameters.values(), *shaping])
+    defaults = Shaping().to_dict() | {"gain": None} | more
+    own = [inspect.Parameter(name, kind, default=default) for name, default in defaults.items()]
+    signature = signature.replace(parameters=[*signature.parameters.values(), *own])
 
     @functools.wraps(parent.__init__)
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
         bound = signature.bind(self, *args, **kwargs)
         bound.apply_defaults()
-        arguments = {name: value for name, value in bound.arguments.items() if name not in more}
-        self._set_shaping(**{name: arguments.pop(name) for name in SHAPING})
-        parent.__init__(**arguments)
-        self._check_configuration()
+        self.recorder = KPERecorder()
+        parent.__init__(**{name: value for name, value in bound.arguments.items() if name not in defaults})
 
     setattr(init, "__signature__", signature)  # noqa: B010 (mypy)
     return register_to_config(init)
 
 
+class Setting:
+    """A setting of the configuration as an attribute of the scheduler, which can be read and set."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, scheduler: Any, owner: type | None = None) -> Any:
+        return self if scheduler is None else scheduler.config[self.name]
+
+    def __set__(self, scheduler: Any, value: Any) -> None:
+        scheduler.register_to_config(**{self.name: value})
+
+
 class KTSSchedulerMixin:
     """Goes before a diffusers scheduler; the result integrates ``dX/dt = eta(t) v(X, t)`` in its place.
 
-    Subclasses call `_set_shaping` in ``__init__`` (see `shaped_init`), `_begin_run` at the end of `set_timesteps`, and
-    `_observe` in `step`.
+    The configuration is the only truth about settings: `shaping` and `plan` are made from it, and made anew once it or the
+    schedule has changed. A subclass calls `begin_run` at the end of `set_timesteps` and `observe` in `step`, moves by
+    `plan.gains`, and refuses what cannot be shaped in `check_configuration`.
+
+    Attributes:
+        recorder: collects the energy, see `kpe`.
+        setting_names: settings that the record keeps.
+        quadrature: rule that adds up the powers.
+        levels_are_free: whether the network understands noise levels between those of the schedule.
+        stride: evaluations per step in `sigmas`.
     """
 
-    _shaping_names: tuple[str, ...] = SHAPING  # settings that the record keeps
-    _quadrature = "left"
-    _levels_are_free = True  # whether the network understands noise levels between those of the schedule
+    setting_names: tuple[str, ...] = SHAPING
+    quadrature = "left"
+    levels_are_free = True
+    stride = 1
+    recorder: KPERecorder
     config: Any
     sigmas: torch.Tensor
     timesteps: torch.Tensor
     num_inference_steps: int
-    _step_index: Any
-    _begin_index: Any
-    _levels: Any = None  # `HostCopy` of `sigmas`, from the first `set_timesteps` on
-    _standing: StandingSchedule | None = None
+    _plan: ShapingPlan | None = None
+    _schedule: Schedule
+    _planned_for: Any = None  # the configuration of the plan
+
+    alpha_0 = Setting()
+    beta_0 = Setting()
+    tau_split = Setting()
+    k = Setting()
+    early_schedule = Setting()
+    late_schedule = Setting()
+    touchdown = Setting()
+
+    # --- settings
 
     @classmethod
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
         """As in diffusers, but a setting that does not exist is refused: a mistyped ``alpha0`` would change nothing.
 
         Raises:
-            TypeError: unknown setting, or a scheduler instead of its configuration.
+            TypeError: a setting is unknown, a scheduler was given instead of its configuration, or settings without ``**``.
         """
         has_settings(config)
-        kwargs.pop("variant", None)  # modular pipelines name it for every component, and a scheduler has none
+        if isinstance(return_unused_kwargs, Mapping):
+            raise TypeError("from_config got settings as its second argument; write **, as in from_config(config, **preset).")
+        for name in LOADING:
+            kwargs.pop(name, None)
         known = set(inspect.signature(cls.__init__).parameters) - {"self"}
         for name in kwargs:
             if name not in known and not return_unused_kwargs:
                 close = difflib.get_close_matches(name, known, n=1)
-                hint = f"did you mean {close[0]!r}?" if close else f"shaping is set by {', '.join(cls._shaping_names)}."
+                hint = f"did you mean {close[0]!r}?" if close else f"shaping is set by {', '.join(cls.setting_names)}."
                 raise TypeError(f"{cls.__name__} has no setting {name!r}; {hint}")
         return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)  # type: ignore[misc]
 
+    def register_to_config(self, **settings: Any) -> None:
+        """Change settings, which act from the next step on, the touchdown from the next schedule on.
+
+        Raises:
+            ValueError: a setting is out of range, or cannot be combined with another; nothing is changed then.
+        """
+        if "gain" in settings:
+            settings["gain"] = check_gain(settings["gain"])
+        before = getattr(self, "_internal_dict", FrozenDict())
+        Shaping.of({**before, **settings})
+        defaults = settings.get("_use_default_values", before.get("_use_default_values", []))
+        if before and "_use_default_values" not in settings:  # else `from_config` would go back to the default
+            settings["_use_default_values"] = [name for name in defaults if name not in settings]
+        super().register_to_config(**settings)  # type: ignore[misc]
+        try:
+            self.check_configuration()
+        except ValueError:
+            self._internal_dict = before
+            raise
+
+    def check_configuration(self) -> None:
+        """Refuse what cannot be shaped, with the remedy."""
+
+    def save_config(self, *args: Any, **kwargs: Any) -> None:
+        """As in diffusers; warns that a gain that is a function is not saved."""
+        if callable(self.config.get("gain")):
+            warnings.warn("a gain that is a function is not saved; give it again after loading.", UserWarning, stacklevel=3)
+        super().save_config(*args, **kwargs)  # type: ignore[misc]
+
+    def to_json_string(self) -> str:
+        """The configuration; without a gain that is a function, which JSON cannot hold."""
+        if not callable(self.config.get("gain")):
+            return super().to_json_string()  # type: ignore[misc]
+        twin = copy.copy(self)
+        twin._internal_dict = FrozenDict({**self.config, "gain": None})
+        return twin.to_json_string()
+
     @property
-    def gain(self) -> Gain:
-        """The gain ``eta(t)`` of the settings."""
-        return self._gain
+    def shaping(self) -> Shaping:
+        """The shaping settings of the configuration."""
+        return Shaping.of(self.config)
+
+    @property
+    def is_off(self) -> bool:
+        """Whether the scheduler steps as its parent does."""
+        return self.shaping.is_off and self.config.gain is None
+
+    @property
+    def marks(self) -> tuple[float, ...]:
+        """Flow times at which something changes; noise levels that miss one by rounding are put on it."""
+        return self.shaping.marks
+
+    @property
+    def gain(self) -> Any:
+        """The gain ``eta(t)``: a function of the flow time, or one number per step, if set; otherwise that of `shaping`."""
+        return self.shaping if self.config.gain is None else self.config.gain
+
+    @gain.setter
+    def gain(self, value: CustomGain) -> None:
+        self.register_to_config(gain=value)
+
+    # --- the plan of a schedule
+
+    @property
+    def plan(self) -> ShapingPlan:
+        """What is planned for the current schedule under the current settings.
+
+        Raises:
+            RuntimeError: there is no schedule yet.
+        """
+        if self._plan is None:
+            raise RuntimeError("there is no schedule yet; call set_timesteps(num_inference_steps) first.")
+        if self._planned_for is not self.config or not self._schedule.is_of(self):
+            self._make_plan()
+        return self._plan
+
+    @property
+    def schedule(self) -> Schedule:
+        """The noise levels that the plan was made for, on the host."""
+        return self._schedule
+
+    def _make_plan(self) -> None:
+        self._schedule, self._planned_for = Schedule.of(self), self.config
+        if not math.isfinite(sum(self._schedule.levels)):
+            raise ValueError(
+                f"the schedule has noise levels that are not finite ({self._schedule.levels}); check sigmas and mu."
+            )
+        inverted = self.config.get("invert_sigmas", False)
+        levels, gain = self._schedule.levels, self.config.gain
+        self._plan = ShapingPlan.of(levels, self.shaping, gain, inverted, self.marks, self.stride)
+        end, source = self._plan.levels[-1], self._schedule.source
+        if end != levels[-1] and source.tensor is self.sigmas:  # the touchdown goes all the way
+            self.sigmas[-1] = end
+            self.keep_schedule(Levels.of(self.sigmas, [*source.numbers[:-1], end]))
+
+    def keep_schedule(self, source: Levels) -> None:
+        """The levels of the plan now lie in another tensor."""
+        self._schedule = replace(self._schedule, source=source)
 
     @property
     def gains(self) -> torch.Tensor:
         """(N,) float64 gain at each network evaluation of the current schedule."""
-        return torch.tensor(self._current_gains(), dtype=torch.float64)
-
-    @property
-    def kpe(self) -> KPETrace | None:
-        """The energy record of the last run (since `set_timesteps`), so far; None before its first step."""
-        return self._kpe_recorder.trace()
-
-    @property
-    def record_turn(self) -> bool:
-        """Whether runs also record the turn of the velocity, which `KPETrace.settling` needs, at the cost of one kept copy of
-        the velocity; set it before the run. Off by default, and not saved with the configuration."""
-        return self._kpe_recorder.record_turn
-
-    @record_turn.setter
-    def record_turn(self, value: bool) -> None:
-        self._kpe_recorder.record_turn = bool(value)
+        return torch.tensor(self.plan.gains, dtype=torch.float64)
 
     def schedule_table(self) -> ScheduleTable:
         """What is planned for each network evaluation of the schedule: step, sigma, t, eta and phase (launch, landing,
-        touchdown). A late start runs the last of them; the gains used are in `kpe`."""
-        gains, table, t = self._current_gains(), ScheduleTable(), self._flow_times()[:-1].tolist()
+        touchdown). A late start runs only the last of them; the gains used are in `kpe`."""
+        plan, table = self.plan, ScheduleTable()
         for i, sigma in enumerate(self.sigmas[:-1].tolist()):
-            phase = "launch" if t[i] < self._gain.tau_split else "landing"
-            if self._touches_down(t, i):
-                phase = "touchdown"
-            table.append({"step": i, "sigma": sigma, "t": t[i], "eta": gains[i], "phase": phase})
+            phase = "launch" if plan.times[i] < self.config.tau_split else "landing"
+            phase = "touchdown" if plan.touches_down(i) else phase
+            table.append({"step": i, "sigma": sigma, "t": plan.times[i], "eta": plan.gains[i], "phase": phase})
         return table
 
     def net_displacement(self, begin_index: int | None = None) -> float:
         """How far the steps from ``begin_index`` on move, as a share of what they would without shaping.
 
-        What lacks from 1 stays in the image as noise. Steps before ``begin_index`` (by default where the pipeline began, which
-        is late for img2img) are not run: they leave mostly landing.
+        What is missing from 1 stays in the image as noise. Steps before ``begin_index`` (by default where the pipeline began,
+        which is late for img2img) are not run: they leave mostly landing.
         """
         begin = begin_index if begin_index is not None else getattr(self, "begin_index", None) or 0
-        gains = self.gains[begin:]
-        weights = quadrature_weights(self._flow_sigmas()[begin:].detach().cpu(), self._quadrature)
-        return float((gains * weights).sum() / weights.sum().clamp(min=torch.finfo(torch.float64).tiny))
+        weights = quadrature_weights(torch.tensor(self.plan.levels[begin:], dtype=torch.float64), self.quadrature)
+        return float((self.gains[begin:] * weights).sum() / weights.sum().clamp(min=torch.finfo(torch.float64).tiny))
 
-    def _set_shaping(self, touchdown: float | None, **settings: Any) -> None:
-        self._gain = Gain(**settings)
-        if touchdown is not None and not (is_number(touchdown) and 0 < touchdown < 1):
-            raise ValueError(f"touchdown is {touchdown!r}; give a flow time strictly between 0 and 1, or None for none.")
-        self._settings = {"scheduler": type(self).__name__, **settings, "touchdown": touchdown}
-        self._gains: list[float] = []
-        self._gains_of: tuple = (None, None)  # levels and configuration they were computed of
-        self._kpe_recorder = KPERecorder()
+    # --- a run
 
-    def _check_begin(self, begin_index: int) -> None:
+    def begin_run(self) -> None:
+        """Cut the schedule at the touchdown, plan it, and begin a new energy record; `set_timesteps` ends with this."""
+        self.lay_out_evaluations()
+        self._make_plan()
+        settings = {name: self.config[name] for name in self.setting_names}
+        if self.config.gain is not None:
+            settings["gain"] = "a function of the flow time" if callable(self.config.gain) else self.config.gain
+        inverted = self.config.get("invert_sigmas", False)
+        named = {"scheduler": type(self).__name__, **settings}
+        self.recorder.begin(Run(named, self.config.tau_split, inverted, self.quadrature))
+
+    def lay_out_evaluations(self) -> None:
+        """Cut the schedule at the touchdown."""
+        t_d = self.config.touchdown
+        if t_d is None:
+            return
+        inverted = self.config.get("invert_sigmas", False)
+        t = ShapingPlan.of(Schedule.of(self).levels, self.shaping, invert_sigmas=inverted, marks=self.marks).times
+        after = np.flatnonzero(np.array(t[:-1]) >= t_d)
+        if not len(after):
+            return
+        cut = int(after[0])
+        sigma, timestep = self.sigmas[cut], self.timesteps[cut]
+        if t[cut] != t_d and cut > 0 and self.levels_are_free:  # the touchdown lies between two levels
+            share = (t_d - t[cut - 1]) / (t[cut] - t[cut - 1])
+            sigma = self.sigmas.new_tensor(noise_level(t_d, self.sigmas, inverted))
+            timestep = torch.lerp(self.timesteps[cut - 1].float(), timestep.float(), share).to(self.timesteps.dtype)
+        self.sigmas = torch.cat([self.sigmas[:cut], sigma[None], self.sigmas[-1:]])
+        self.timesteps = torch.cat([self.timesteps[:cut], timestep[None]])
+        self.num_inference_steps = len(self.timesteps)
+
+    def check_begin(self, begin_index: int) -> None:
         """Refuse to begin where the touchdown has left no step: the pipeline would fail on empty latents, or return them."""
         t_d, steps = self.config.touchdown, len(self.timesteps)
         if t_d is not None and begin_index and begin_index >= steps:
@@ -172,108 +312,9 @@ class KTSSchedulerMixin:
                 "steps and leaves none. Raise the pipeline's strength, or set touchdown=None."
             )
 
-    def _check_configuration(self) -> None:
-        """Refuse what cannot be shaped, with the remedy."""
-
-    @property
-    def _is_off(self) -> bool:
-        return self._gain.is_identity and self.config.touchdown is None
-
-    @property
-    def _marks(self) -> tuple[float, ...]:
-        return tuple(mark for mark in (self._gain.tau_split, self.config.touchdown) if mark is not None)
-
-    def _flow_sigmas(self) -> torch.Tensor:
-        """(N + 1,) levels of the schedule as the energies count them, on the device of `sigmas`."""
-        return self.sigmas
-
-    def _flow_times(self) -> np.ndarray:
-        levels = self._flow_sigmas().detach().cpu().double().numpy()
-        return flow_times(levels, self.config.get("invert_sigmas", False), self._marks)
-
-    def _begin_run(self) -> None:
-        given = self.sigmas
-        self._read_levels()
-        self._lay_out_evaluations()
-        self.sigmas = counted(self.sigmas)
-        if self.sigmas is not given:
-            self._read_levels()
-        self._begin_record()
-
-    def _begin_again(self, asked: tuple) -> bool:
-        """Begin another run on the schedule that stands, if that is the one asked for."""
-        if self._standing is None or not self._standing.is_for(self, asked):
-            return False
-        self._begin_record()
-        return True
-
-    def _begin_record(self) -> None:
-        inverted = self.config.get("invert_sigmas", False)
-        self._kpe_recorder.begin(self._settings, self._gain.tau_split, inverted, self._quadrature)
-
-    def _read_levels(self) -> HostCopy:
-        levels = HostCopy.of(self.sigmas)
-        if not math.isfinite(sum(levels.numbers)):
-            raise ValueError(f"the schedule has noise levels that are not finite ({levels.numbers}); check sigmas and mu.")
-        self._levels = levels
-        return levels
-
-    def _touches_down(self, t: list[float], i: int) -> bool:
-        return self.config.touchdown is not None and t[i] >= self.config.touchdown
-
-    def _lay_out_evaluations(self) -> None:
-        """Cut the schedule at the touchdown."""
-        t_d = self.config.touchdown
-        if t_d is None:
-            return
-        t = self._flow_times()
-        after = np.flatnonzero(t[:-1] >= t_d)
-        if not len(after):
-            return
-        cut = int(after[0])
-        sigma, timestep = self.sigmas[cut], self.timesteps[cut]
-        if t[cut] != t_d and cut > 0 and self._levels_are_free:
-            sigma, timestep = self._level_at_touchdown(t, cut)
-        self.sigmas = torch.cat([self.sigmas[:cut], sigma[None], self.sigmas[-1:]])
-        self.timesteps = torch.cat([self.timesteps[:cut], timestep[None]])
-        self.num_inference_steps = len(self.timesteps)
-
-    def _level_at_touchdown(self, t: np.ndarray, cut: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sigma and timestep of the touchdown, which lies between the levels ``cut - 1`` and ``cut``."""
-        t_d = self.config.touchdown
-        share = float((t_d - t[cut - 1]) / (t[cut] - t[cut - 1]))
-        sigma = noise_level(t_d, self.sigmas, self.config.get("invert_sigmas", False))
-        timestep = torch.lerp(self.timesteps[cut - 1].float(), self.timesteps[cut].float(), share)
-        return sigma, timestep.to(self.timesteps.dtype)
-
-    def _compute_gains(self) -> list[float]:
-        t = self._flow_times()[:-1]
-        etas: list[float] = self._gain(t).tolist()
-        if self.config.touchdown is None:
-            return etas
-        times = t.tolist()
-        return [1.0 if self._touches_down(times, i) else eta for i, eta in enumerate(etas)]
-
-    def _current_gains(self) -> list[float]:
-        """The gains of the current schedule, computed when they are first asked for, and only if a level of it, or the
-        configuration, differs from the last one's: calls of a pipeline mostly repeat a schedule."""
-        levels = self._levels
-        if levels is None:
-            raise RuntimeError("there is no schedule yet; call set_timesteps(num_inference_steps) first.")
-        if not levels.is_of(self.sigmas):  # a pipeline put a schedule of its own in place, or wrote into ours
-            levels = self._read_levels()
-        known, config = self._gains_of
-        if levels.numbers is not known or self.config is not config:
-            if self.config is not config:  # by register_to_config
-                self._check_configuration()
-                known = None
-            if levels.numbers != known:
-                self._gains = self._compute_gains()
-            self._gains_of = levels.numbers, self.config
-        return self._gains
-
-    def _check_step(self, model_output: torch.Tensor, sample: torch.Tensor, index: int | None) -> None:
-        if self._levels is None:
+    def check_step(self, model_output: torch.Tensor, sample: torch.Tensor, index: int | None) -> None:
+        """Refuse a step out of turn, or with tensors that do not belong together."""
+        if self._plan is None:
             raise RuntimeError("step was called before set_timesteps; call set_timesteps(num_inference_steps) first.")
         if model_output.shape != sample.shape:
             raise ValueError(
@@ -284,18 +325,19 @@ class KTSSchedulerMixin:
                 f"step was called more often than the {self.sigmas.shape[0] - 1} steps planned; call set_timesteps."
             )
 
-    def _observe(
-        self,
-        index: int,
-        v: torch.Tensor,
-        gain: Any,
-        power: torch.Tensor | None = None,
-        token_dt: torch.Tensor | None = None,
-    ) -> None:
-        recorder = self._kpe_recorder
-        if index > 0 and not recorder.has_begun and not self._is_off:
+    def velocity(self, index: int, model_output: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
+        """The velocity of the flow at evaluation ``index``, shaped like ``sample``."""
+        return velocity(self, self._schedule, index, model_output, sample)
+
+    def observe(self, index: int, v: torch.Tensor, gain: Any, **known: Any) -> None:
+        """Record evaluation ``index``; ``known`` as `KPERecorder.observe` takes it, or ``token_dt``."""
+        recorder, levels = self.recorder, self._plan.levels  # type: ignore[union-attr]
+        if index > 0 and not recorder.has_begun and not self.is_off:
             self._warn_of_noise(index)
-        recorder.observe(index, self._flow_sigmas(), v, gain, power, token_dt)
+        record = recorder.observe_tokens if "token_dt" in known else recorder.observe
+        record(v, levels[index], levels[index + 1], gain, **known)
+        if index + 2 == len(levels):
+            recorder.end_run()
 
     def _warn_of_noise(self, begin_index: int) -> None:
         moved = self.net_displacement(begin_index)
@@ -306,3 +348,18 @@ class KTSSchedulerMixin:
                 RuntimeWarning,
                 stacklevel=4,
             )
+
+    @property
+    def kpe(self) -> KPETrace | None:
+        """The energy record of the last run (since `set_timesteps`), so far; None before its first step."""
+        return self.recorder.trace()
+
+    @property
+    def record_turn(self) -> bool:
+        """Whether runs also record the turn of the velocity, which `KPETrace.settling` needs. It costs one kept copy of the
+        velocity. Set it before the run; it is off by default, and not saved with the configuration."""
+        return self.recorder.record_turn
+
+    @record_turn.setter
+    def record_turn(self, value: bool) -> None:
+        self.recorder.record_turn = bool(value)

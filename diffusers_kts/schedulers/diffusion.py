@@ -4,7 +4,8 @@ from typing import Any
 
 import torch
 
-from ..flow_coordinates import is_known, shaped_step, velocity, wide_dtype
+from ..flow_coordinates import shaped_step, wide_dtype
+from ..kpe.stock_schedulers import is_known_diffusion
 from .base import KTSSchedulerMixin, has_settings
 
 
@@ -16,7 +17,7 @@ class KTSDiffusionMixin(KTSSchedulerMixin):
     before it.
     """
 
-    _levels_are_free = False
+    levels_are_free = False
 
     @classmethod
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
@@ -32,27 +33,29 @@ class KTSDiffusionMixin(KTSSchedulerMixin):
             )
         return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
 
-    def _check_configuration(self) -> None:
-        if not is_known(self) or self.config.prediction_type == "flow_prediction":
+    def check_configuration(self) -> None:
+        """Refuse models that this scheduler does not know."""
+        if not is_known_diffusion(self) or self.config.prediction_type == "flow_prediction":
             raise ValueError(
                 f"prediction_type is {self.config.prediction_type!r}; this scheduler knows epsilon, sample and v_prediction."
             )
 
-    def _refuse_noise(self, name: str, value: float) -> None:
-        if value and not self._is_off:
+    def refuse_noise(self, name: str, value: float) -> None:
+        """Refuse noise in every step where shaping acts."""
+        if value and not self.is_off:
             raise ValueError(f"{name} is {value}: it adds noise, shaping is defined for the ODE only; set {name}=0.")
 
-    def _widened(self, model_output: torch.Tensor, sample: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def widened(self, model_output: torch.Tensor, sample: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Both in at least fp32 where shaping acts: a gain of one per cent is lost in bf16."""
-        if self._is_off:
+        if self.is_off:
             return model_output, sample
         dtype = wide_dtype(sample, model_output)
         return model_output.to(dtype), sample.to(dtype)
 
-    def _shape(
+    def shape(
         self, index: int, model_output: torch.Tensor, sample: torch.Tensor, prev_sample: torch.Tensor, scale: Any, after: Any
     ) -> torch.Tensor:
-        """The parent's step, shaped and recorded."""
-        gain = self._current_gains()[index]
-        self._observe(index, velocity(self, index, model_output, sample), gain)
+        """The parent's step to ``prev_sample``, shaped and recorded; scales are ``alpha + sigma`` before and after it."""
+        gain = self.plan.gains[index]
+        self.observe(index, self.velocity(index, model_output, sample), gain)
         return prev_sample if gain == 1 else shaped_step(sample, prev_sample, scale, after, gain)

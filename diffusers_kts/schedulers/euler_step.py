@@ -12,7 +12,8 @@ def euler_step(sample: torch.Tensor, v: torch.Tensor, displacement: Any) -> torc
     """``sample + displacement * v`` computed in at least fp32 and rounded once, in the wider of the two dtypes.
 
     Args:
-        sample, v (`torch.Tensor`, (B, ...)): state and velocity.
+        sample (`torch.Tensor`, (B, ...)): state.
+        v (`torch.Tensor`, (B, ...)): velocity.
         displacement (`float`, or `torch.Tensor` that broadcasts against ``v``): ``eta dt``.
     """
     if isinstance(displacement, torch.Tensor):

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from ..flow_coordinates import levels, scales, velocity, wide_dtype
+from ..flow_coordinates import wide_dtype
 from .base import KTSSchedulerMixin, has_settings
 
 
@@ -20,7 +20,7 @@ class KTSMultistepMixin(KTSSchedulerMixin):
     The last step, to sigma 0, ends on ``D_eta``; at the touchdown, where eta is 1, on the data estimate.
     """
 
-    _quadrature = "trapezoid"
+    quadrature = "trapezoid"
     _step_index: int
 
     @classmethod
@@ -37,37 +37,34 @@ class KTSMultistepMixin(KTSSchedulerMixin):
             config |= {"flow_shift": config.pop("shift"), "use_flow_sigmas": True, "prediction_type": "flow_prediction"}
         return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
 
-    def _check_configuration(self) -> None:
+    def check_configuration(self) -> None:
+        """Refuse a flow model on the noise levels of a diffusion model."""
         if self.config.prediction_type == "flow_prediction" and not self.config.use_flow_sigmas:
             raise ValueError('prediction_type="flow_prediction" needs the noise levels of a flow; set use_flow_sigmas=True.')
 
     def convert_model_output(self, model_output: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The shaped data estimate, (B, C, ...)."""
         data = super().convert_model_output(model_output, *args, **kwargs)  # type: ignore[misc]
-        gain = self._current_gains()[self._step_index]
+        gain = self.plan.gains[self._step_index]
         if gain == 1:
             return data
-        alpha, sigma = scales(self, self._step_index)
-        state = kwargs["sample"] / (alpha + sigma)
+        state = kwargs["sample"] / sum(self.schedule.scales[self._step_index])  # type: ignore[index]
         return state + gain * (data - state)
 
-    def _shaped_step(
+    def shaped_step(
         self, step: Callable[..., tuple], model_output: torch.Tensor, timestep: Any, sample: torch.Tensor, **kwargs: Any
     ) -> torch.Tensor:
         """The parent's ``step``, in fp32 where it shapes (a gain of one per cent is lost in bf16), and its energy."""
-        self._check_step(model_output[:, : sample.shape[1]] if sample.ndim > 1 else model_output, sample, self._step_index)
+        self.check_step(model_output[:, : sample.shape[1]] if sample.ndim > 1 else model_output, sample, self._step_index)
         given = model_output, sample
-        if not self._is_off:
+        if not self.plan.is_off:
             wide = wide_dtype(sample, model_output)
             model_output, sample = model_output.to(wide), sample.to(wide)
         (prev_sample,) = step(model_output, timestep, sample, return_dict=False, **kwargs)
         index = self._step_index - 1
-        self._observe(index, velocity(self, index, *given), self._current_gains()[index])
+        self.observe(index, self.velocity(index, *given), self.plan.gains[index])
         return prev_sample
 
-    def _flow_sigmas(self) -> torch.Tensor:
-        return levels(self)
-
     @property
-    def _levels_are_free(self) -> bool:  # type: ignore[override]
+    def levels_are_free(self) -> bool:  # type: ignore[override]
         return self.config.use_flow_sigmas

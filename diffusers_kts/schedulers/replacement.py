@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ..pipelines.pipeline_kpe_monitor import is_flow_matching
+from ..kpe.stock_schedulers import UNMEASURABLE, is_flow_matching
 from .base import KTSSchedulerMixin
 from .scheduling_kts_ddim import KTSDDIMScheduler
 from .scheduling_kts_dpmsolver_multistep import KTSDPMSolverMultistepScheduler
@@ -41,6 +41,8 @@ def fitting_scheduler(scheduler: Any) -> tuple[Any, str]:
         if kind.__name__ in OURS:
             return OURS[kind.__name__], ""
     found = type(scheduler).__name__
+    if found in UNMEASURABLE:
+        return None, f"{found} cannot be shaped or measured: {UNMEASURABLE[found]}"
     if scheduler.config.get("stochastic_sampling") or scheduler.config.get("algorithm_type", "").startswith("sde"):
         return None, f"{found} re-noises every step, shaping is defined for the ODE only"
     if is_flow_matching(scheduler) and found in REPLACEABLE:

@@ -1,14 +1,16 @@
 """KTSAdaptiveFlowMatchScheduler: Euler steps with a gain for every sample, by what it has shown so far."""
 
-import numpy as np
+from typing import Any
+
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteSchedulerOutput
 
-from ..flow_coordinates import wide_dtype
 from ..gain import is_number
+from ..kpe.recorder import Speed
+from ..shaping import SHAPING
 from .adaptive_gain import budget_factor, decided
-from .base import SHAPING, shaped_init
+from .base import Setting, shaped_init
 from .euler_step import euler_step
 from .scheduling_kts_flow_match import KTSFlowMatchScheduler
 
@@ -56,12 +58,18 @@ class KTSAdaptiveFlowMatchScheduler(KTSFlowMatchScheduler):
     """
 
     __module__ = "diffusers_kts"
-    _shaping_names = (*SHAPING, *ADAPTIVE)
-    _plan: torch.Tensor  # (2, N) planned gain and flow time of every step
+    setting_names = (*SHAPING, *ADAPTIVE)
+    _copied: tuple[Any, Any] = (None, None)
+    energy_budget = Setting()
+    max_gain = Setting()
+    turning = Setting()
+    turning_from = Setting()
+    turning_action = Setting()
     __init__ = shaped_init(FlowMatchEulerDiscreteScheduler, **ADAPTIVE)  # type: ignore[assignment]
 
-    def _check_configuration(self) -> None:
-        super()._check_configuration()
+    def check_configuration(self) -> None:
+        """Refuse rules that are out of range or contradict each other."""
+        super().check_configuration()
         c = self.config
         if c.energy_budget is not None and not (is_number(c.energy_budget) and c.energy_budget > 0):
             raise ValueError(f"energy_budget is {c.energy_budget!r}; give an energy per dimension above 0, or None.")
@@ -77,19 +85,19 @@ class KTSAdaptiveFlowMatchScheduler(KTSFlowMatchScheduler):
             raise ValueError("energy_budget and turning are both set, but a touchdown keeps to no budget; leave one out.")
         if c.turning is not None and c.turning_action == "landing" and c.beta_0 == 0:
             raise ValueError('turning_action is "landing" and beta_0 is 0, which changes nothing; set beta_0.')
-        self._settings |= {name: c[name] for name in ADAPTIVE}
 
     @property
-    def _adapts(self) -> bool:
+    def adapts(self) -> bool:
+        """Whether a rule is set."""
         return self.config.energy_budget is not None or self.config.turning is not None
 
     @property
-    def _is_off(self) -> bool:
-        return super()._is_off and not self._adapts
+    def is_off(self) -> bool:
+        return super().is_off and not self.adapts
 
     @property
-    def _marks(self) -> tuple[float, ...]:
-        return (*super()._marks, self.config.turning_from)
+    def marks(self) -> tuple[float, ...]:
+        return (*super().marks, self.config.turning_from)
 
     def step(
         self,
@@ -105,59 +113,53 @@ class KTSAdaptiveFlowMatchScheduler(KTSFlowMatchScheduler):
         return_dict: bool = True,
     ) -> FlowMatchEulerDiscreteSchedulerOutput | tuple:
         """One Euler step with a gain for every sample; arguments and result as in `KTSFlowMatchScheduler.step`."""
-        if not self._adapts:
+        if not self.adapts:
             churn = s_churn, s_tmin, s_tmax, s_noise
             return super().step(model_output, timestep, sample, *churn, generator, per_token_timesteps, return_dict)
         if per_token_timesteps is not None:
             raise ValueError(
-                "per_token_timesteps are not supported where gains go by the sample; use KTSFlowMatchScheduler, or leave "
+                "per_token_timesteps are not supported where every sample has its gain; use KTSFlowMatchScheduler, or leave "
                 "energy_budget and turning out."
             )
-        index = self._check_call(model_output, timestep, sample)
-        self._current_gains()  # follows a schedule that the pipeline replaced
-        self._aim_touchdown(index)
-        v = self._flow_velocity(index, model_output, sample)
-        self._kpe_recorder.record_turn |= self.config.turning is not None
-        self._observe(index, v, 1.0)
-        gain = self._adapted_gain(index)
-        self._kpe_recorder.correct_gain(gain)
-        prev_sample = self._moved(index, sample, v, gain).to(model_output.dtype)
+        index = self.check_call(model_output, timestep, sample)
+        self.recorder.record_turn |= self.config.turning is not None
+        v = self.velocity(index, model_output, sample)
+        speed = self.recorder.measure(v)
+        gain = self._adapted_gain(index, speed, v[0].numel())
+        prev_sample = self._moved_by(index, v, sample, gain).to(model_output.dtype)
         self._step_index += 1
+        self.observe(index, v, gain, speed=speed)
         if not return_dict:
             return (prev_sample,)
         return FlowMatchEulerDiscreteSchedulerOutput(prev_sample=prev_sample)
 
-    def _compute_gains(self) -> list[float]:
-        gains = super()._compute_gains()
-        self._plan = torch.from_numpy(np.stack([gains, self._flow_times()[:-1]]))
-        return gains
-
-    def _adapted_gain(self, index: int) -> torch.Tensor:
-        """(B,) gain of evaluation ``index``, the last that was observed."""
-        power, gains, turn = self._kpe_recorder.so_far()
-        if self._plan.device != power.device:  # once a run, since it waits for the device; some have no float64
-            self._plan = self._plan.to(power)
-        first, levels = index + 1 - power.shape[1], self._flow_sigmas().to(power)
-        etas, t = self._plan[:, first:].to(power)
-        eta, weights = etas[index - first], levels[first:].diff().abs()
-        if self.config.energy_budget is not None:
-            budget = self.config.energy_budget * self._kpe_recorder.runs[-1].d
-            return eta * budget_factor(power, gains, etas, weights, budget, self.config.max_gain)
+    def _adapted_gain(self, index: int, speed: Speed, d: int) -> torch.Tensor:
+        """(B,) gain of evaluation ``index``, by what the run has recorded and the present ``speed``."""
+        power, gains, turn = self.recorder.so_far(speed)
+        c, plan, (etas, weights, times) = self.config, self.plan, self._planned(power)
+        first, made = index + 1 - power.shape[1], slice(index + 1 - power.shape[1], index + 1)
+        if c.energy_budget is not None:
+            factor = budget_factor(power, gains, etas[first:], weights[first:], c.energy_budget * d, c.max_gain)
+            return etas[index] * factor
         assert turn is not None
-        times = t[: power.shape[1]]
-        before, by_now = decided(power, turn, times, self.config.turning, self.config.turning_from)
-        if self.config.turning_action == "landing":
-            return torch.where(by_now | (times[-1] < self.config.tau_split), eta, 1.0)
-        rest_of_the_way = (levels[index] - float(self.config.invert_sigmas)).abs()
-        arriving = rest_of_the_way / weights[index - first].clamp(min=TINY)
-        return torch.where(before, 0.0, torch.where(by_now, arriving, eta))
+        before, by_now = decided(power, turn, times[made], c.turning, c.turning_from)
+        if c.turning_action == "landing":
+            return torch.where(by_now | (times[index] < c.tau_split), etas[index], 1.0)
+        rest_of_the_way = abs(plan.levels[index] - float(c.invert_sigmas))
+        arriving = rest_of_the_way / max(abs(plan.interval(index)), TINY)
+        return torch.where(before, 0.0, torch.where(by_now, arriving, etas[index]))
 
-    def _moved(self, index: int, sample: torch.Tensor, v: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
+    def _planned(self, like: torch.Tensor) -> torch.Tensor:
+        """(3, N) gains, intervals and flow times planned, where the powers lie; copied there once, since that waits."""
+        plan = self.plan
+        if self._copied[0] is not plan or self._copied[1].device != like.device:
+            intervals = [abs(plan.interval(i)) for i in range(len(plan.gains))]
+            self._copied = plan, like.new_tensor([plan.gains, intervals, plan.times[:-1]])
+        return self._copied[1]
+
+    def _moved_by(self, index: int, v: torch.Tensor, sample: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
         """The sample after the step, in at least fp32."""
-        dtype = wide_dtype(sample, v)
-        x, levels = sample.to(dtype), self._flow_sigmas().to(dtype)
-        if self._exploding:
-            x = x / self._scale(index)
-        displacement = gain.to(dtype) * (levels[index + 1] - levels[index])
-        x = euler_step(x, v, displacement.reshape(-1, *(1,) * (v.ndim - 1)))
-        return x * self._scale(index + 1) if self._exploding else x
+        scales, displacement = self.schedule.scales, (gain * self.plan.interval(index)).reshape(-1, *(1,) * (v.ndim - 1))
+        if scales is None:
+            return euler_step(sample, v, displacement)
+        return euler_step(sample / sum(scales[index]), v, displacement) / (1 - self.plan.levels[index + 1])

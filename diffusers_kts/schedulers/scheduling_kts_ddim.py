@@ -6,11 +6,9 @@ import torch
 from diffusers import DDIMScheduler
 from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 
-from ..flow_coordinates import levels
+from ..kpe.stock_schedulers import Schedule
 from .base import shaped_init
 from .diffusion import KTSDiffusionMixin
-from .host_copy import index_of
-from .standing import StandingSchedule
 
 
 class KTSDDIMScheduler(KTSDiffusionMixin, DDIMScheduler):
@@ -33,15 +31,11 @@ class KTSDDIMScheduler(KTSDiffusionMixin, DDIMScheduler):
     __init__ = shaped_init(DDIMScheduler)  # type: ignore[assignment]
 
     def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
-        """As the parent's; also cuts the schedule at the touchdown, computes the gains, and begins a new energy record."""
-        if self._begin_again(asked := (num_inference_steps, device)):
-            return
+        """As the parent's; also cuts the schedule at the touchdown, plans the gains, and begins a new energy record."""
         super().set_timesteps(num_inference_steps, device)
-        self.sigmas = levels(self)
-        self._begin_run()
+        self.sigmas = torch.tensor(Schedule.of(self).levels)
+        self.begin_run()
         self.num_inference_steps = num_inference_steps  # the parent's stride, also where the touchdown cut the schedule
-        self._host_timesteps = self.timesteps.tolist()
-        self._standing = StandingSchedule.of(self, asked)
 
     def step(
         self,
@@ -55,27 +49,34 @@ class KTSDDIMScheduler(KTSDiffusionMixin, DDIMScheduler):
         return_dict: bool = True,
     ) -> DDIMSchedulerOutput | tuple:
         """One shaped step; arguments and result as in `DDIMScheduler.step`. ``eta`` is DDIM's own, the weight of noise."""
-        self._check_step(model_output, sample, None)  # which counts no steps
-        self._refuse_noise("eta", eta)
-        try:
-            index = index_of(timestep, self.timesteps)
-        except IndexError:
-            raise ValueError(f"timestep {int(timestep)} is not in the schedule; pass elements of `timesteps`.") from None
-        timestep = self._host_timesteps[index]  # a number, which the parent looks up without waiting for the device
-        v, x = self._widened(model_output, sample)
-        prev_sample, data = super().step(
-            v, timestep, x, eta, use_clipped_model_output, generator, variance_noise, return_dict=False
-        )
-        target: Any = timestep - self.config.num_train_timesteps // self.num_inference_steps
-        after = self._scale(self.alphas_cumprod[target] if target >= 0 else self.final_alpha_cumprod)
-        if self.config.touchdown is not None and self._touches_down(self._flow_times().tolist(), index):
+        t = int(timestep)  # the parent waits for the device, too, to look it up
+        index = self._index_of(t)
+        if index is None:  # as the parent takes it; no step of the run that is measured
+            return super().step(model_output, t, sample, eta, use_clipped_model_output, generator, variance_noise, return_dict)
+        self.check_step(model_output, sample, index)
+        self.refuse_noise("eta", eta)
+        v, x = self.widened(model_output, sample)
+        prev_sample, data = super().step(v, t, x, eta, use_clipped_model_output, generator, variance_noise, return_dict=False)
+        if self.plan.touches_down(index):
             prev_sample = data
-        prev_sample = self._shape(index, v, x, prev_sample, self._scale(self.alphas_cumprod[timestep]), after)
-        if not self._is_off:
+        after: Any = t - self.config.num_train_timesteps // self.num_inference_steps
+        after = self._scale(self.alphas_cumprod[after] if after >= 0 else self.final_alpha_cumprod)
+        prev_sample = self.shape(index, v, x, prev_sample, self._scale(self.alphas_cumprod[t]), after)
+        if not self.plan.is_off:
             prev_sample = prev_sample.to(model_output.dtype)
         if not return_dict:
             return (prev_sample, data)
         return DDIMSchedulerOutput(prev_sample=prev_sample, pred_original_sample=data)
+
+    def _index_of(self, timestep: int) -> int | None:
+        """The evaluation at this timestep; None for one outside the schedule, which only unshaped steps may have.
+
+        Raises:
+            ValueError: shaping is on and the timestep is not in the schedule.
+        """
+        if self.is_off and (not self.recorder.runs or timestep not in self.schedule.source.numbers):
+            return None
+        return self.schedule.index_of(timestep) if self.recorder.runs else 0  # which `check_step` refuses
 
     def _scale(self, signal: torch.Tensor) -> torch.Tensor:
         return signal.sqrt() + (1 - signal).sqrt()

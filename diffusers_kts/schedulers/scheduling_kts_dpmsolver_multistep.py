@@ -27,9 +27,10 @@ class KTSDPMSolverMultistepScheduler(KTSMultistepMixin, DPMSolverMultistepSchedu
     __module__ = "diffusers_kts"
     __init__ = shaped_init(DPMSolverMultistepScheduler)  # type: ignore[assignment]
 
-    def _check_configuration(self) -> None:
-        super()._check_configuration()
-        if not self._is_off and self.config.algorithm_type != "dpmsolver++":
+    def check_configuration(self) -> None:
+        """Refuse variants whose steps shaping is not defined for."""
+        super().check_configuration()
+        if not self.is_off and self.config.algorithm_type != "dpmsolver++":
             raise ValueError(
                 f"algorithm_type is {self.config.algorithm_type!r}: shaping acts on the data estimates of the ODE solver; "
                 'set algorithm_type="dpmsolver++".'
@@ -42,9 +43,9 @@ class KTSDPMSolverMultistepScheduler(KTSMultistepMixin, DPMSolverMultistepSchedu
         mu: float | None = None,
         timesteps: list[int] | None = None,
     ) -> None:
-        """As the parent's; also cuts the schedule at the touchdown, computes the gains, and begins a new energy record."""
+        """As the parent's; also cuts the schedule at the touchdown, plans the gains, and begins a new energy record."""
         super().set_timesteps(num_inference_steps, device, mu, timesteps)
-        self._begin_run()
+        self.begin_run()
 
     def step(
         self,
@@ -57,5 +58,5 @@ class KTSDPMSolverMultistepScheduler(KTSMultistepMixin, DPMSolverMultistepSchedu
     ) -> SchedulerOutput | tuple:
         """One shaped step; arguments and result as in `DPMSolverMultistepScheduler.step`."""
         noise = {"generator": generator, "variance_noise": variance_noise}
-        prev_sample = self._shaped_step(super().step, model_output, timestep, sample, **noise).to(model_output.dtype)
+        prev_sample = self.shaped_step(super().step, model_output, timestep, sample, **noise).to(model_output.dtype)
         return SchedulerOutput(prev_sample=prev_sample) if return_dict else (prev_sample,)

@@ -4,10 +4,8 @@ import torch
 from diffusers import EulerDiscreteScheduler
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteSchedulerOutput
 
-from ..flow_coordinates import levels
 from .base import shaped_init
 from .diffusion import KTSDiffusionMixin
-from .standing import StandingSchedule, as_tuple
 
 
 class KTSEulerDiscreteScheduler(KTSDiffusionMixin, EulerDiscreteScheduler):
@@ -35,14 +33,9 @@ class KTSEulerDiscreteScheduler(KTSDiffusionMixin, EulerDiscreteScheduler):
         timesteps: list[int] | None = None,
         sigmas: list[float] | None = None,
     ) -> None:
-        """As the parent's; also cuts the schedule at the touchdown, computes the gains, and begins a new energy record."""
-        asked = num_inference_steps, device, as_tuple(timesteps), as_tuple(sigmas)
-        if self._begin_again(asked):
-            self._step_index = self._begin_index = None
-            return
+        """As the parent's; also cuts the schedule at the touchdown, plans the gains, and begins a new energy record."""
         super().set_timesteps(num_inference_steps, device, timesteps, sigmas)
-        self._begin_run()
-        self._standing = StandingSchedule.of(self, asked)
+        self.begin_run()
 
     def step(
         self,
@@ -57,16 +50,16 @@ class KTSEulerDiscreteScheduler(KTSDiffusionMixin, EulerDiscreteScheduler):
         return_dict: bool = True,
     ) -> EulerDiscreteSchedulerOutput | tuple:
         """One shaped step; arguments and result as in `EulerDiscreteScheduler.step`."""
-        self._check_step(model_output, sample, self._step_index)
-        self._refuse_noise("s_churn", s_churn)
-        v, x = self._widened(model_output, sample)
+        if self.recorder.runs == [] and self.is_off:  # before set_timesteps: the levels of training, as the parent
+            churn = s_churn, s_tmin, s_tmax, s_noise
+            return super().step(model_output, timestep, sample, *churn, generator, return_dict)
+        self.check_step(model_output, sample, self._step_index)
+        self.refuse_noise("s_churn", s_churn)
+        v, x = self.widened(model_output, sample)
         prev_sample, data = super().step(v, timestep, x, s_churn, s_tmin, s_tmax, s_noise, generator, False)
         index = self._step_index - 1
-        prev_sample = self._shape(index, v, x, prev_sample, 1 + self.sigmas[index], 1 + self.sigmas[index + 1])
+        prev_sample = self.shape(index, v, x, prev_sample, 1 + self.sigmas[index], 1 + self.sigmas[index + 1])
         prev_sample = prev_sample.to(model_output.dtype)
         if not return_dict:
             return (prev_sample, data)
         return EulerDiscreteSchedulerOutput(prev_sample=prev_sample, pred_original_sample=data)
-
-    def _flow_sigmas(self) -> torch.Tensor:
-        return levels(self)

@@ -3,35 +3,36 @@
 from numbers import Integral
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteSchedulerOutput
 
-from ..flow_coordinates import exploding_velocity, flow_sigma, shaped_step
-from ..gain import exceeds_one, flow_times, snap
-from ..kpe.trace import token_intervals
+from ..flow_coordinates import flow_sigma, shaped_step, snap
+from ..kpe.levels import Levels
+from ..kpe.sums import token_intervals
 from .base import KTSSchedulerMixin, has_settings, shaped_init
 from .euler_step import euler_step
 from .fused import fused_step
-from .host_copy import HostCopy, counted
-from .standing import StandingSchedule, as_tuple
+from .shaping_plan import ShapingPlan
 
 
 class KTSFlowMatchScheduler(KTSSchedulerMixin, FlowMatchEulerDiscreteScheduler):
     """Euler steps along ``dx/dt = eta(t) v(x, t)``: ``x_{i+1} = x_i + eta(t_i) (sigma_{i+1} - sigma_i) v_i``. Order 1.
 
-    The network is told the honest time and `sigmas` stay honest noise levels; only the displacement is scaled. With
+    The network is given the honest time and `sigmas` stay honest noise levels; only the displacement is scaled. With
     ``alpha_0 = beta_0 = 0`` and no touchdown, steps are bit-equal to `FlowMatchEulerDiscreteScheduler` in fp32, fp16 and
     bf16. Every step also records the kinetic path energy of each sample, see `kpe`.
 
     A schedule whose sigmas exceed 1 (Cosmos, 80 to 0.002) counts ``sigma / alpha``; steps, gains and energies are then those
-    of the flow coordinates ``x / (1 + sigma)`` at ``t = 1 / (1 + sigma)``, see `diffusers_kts.flow_coordinates`. A run
-    that starts late (img2img) takes the gains of its own flow times, hence mostly landing.
+    of the flow coordinates ``x / (1 + sigma)`` at ``t = 1 / (1 + sigma)``, see `diffusers_kts.flow_coordinates`. A run that
+    starts late (img2img) takes the gains of its own flow times, hence mostly landing.
 
         pipe.scheduler = KTSFlowMatchScheduler.from_config(pipe.scheduler.config, alpha_0=0.05, beta_0=0.0)
 
-    Source: arXiv 2602.07928, except ``touchdown``, which is ours.
+    Source: arXiv 2602.07928; ``touchdown`` and ``gain`` are not from the paper.
+
+    Settings can be changed at any time, ``scheduler.alpha_0 = 0.02`` or ``scheduler.register_to_config(alpha_0=0.02)``: gains
+    act from the next step on, a touchdown from the next schedule on.
 
     Args:
         alpha_0 (`float`, defaults to 0.01): strength of the launch, see `diffusers_kts.gain.Gain`.
@@ -44,8 +45,14 @@ class KTSFlowMatchScheduler(KTSSchedulerMixin, FlowMatchEulerDiscreteScheduler):
             estimate ``x + (1 - t) v``. The schedule is cut there, so the network is called less often, never more: a
             touchdown after the last grid point changes nothing. `strength` of a pipeline that passes sigmas (FLUX)
             counts steps of the cut schedule, elsewhere (SD3) those of the whole one, of which the late ones are cut.
+        gain (`list[float]` or a function, *optional*): a gain that replaces launch and landing: one number per step, or a
+            function that takes a flow time and returns eta. A function is not saved.
 
     All other arguments are those of `FlowMatchEulerDiscreteScheduler`.
+
+    Attributes:
+        fused: whether steps and their energy are compiled into one kernel, see `diffusers_kts.schedulers.fused`. Experimental,
+            for CUDA; not saved.
 
     Raises:
         ValueError: a setting is out of range, or shaping is combined with ``stochastic_sampling``.
@@ -53,15 +60,12 @@ class KTSFlowMatchScheduler(KTSSchedulerMixin, FlowMatchEulerDiscreteScheduler):
 
     __module__ = "diffusers_kts"  # diffusers writes this into model_index.json and looks the class up there
     _compatibles = ["FlowMatchEulerDiscreteScheduler"]
-
-    fused = False  # whether steps and their energy are compiled, see `diffusers_kts.schedulers.fused`; set it to True on CUDA
-    _exploding = False  # whether the schedule counts sigma / alpha
-    _is_plain = False  # whether steps are x + eta dt v, in one pass
-    _touchdown_is_last = False
+    fused = False
     __init__ = shaped_init(FlowMatchEulerDiscreteScheduler)  # type: ignore[assignment]
 
-    def _check_configuration(self) -> None:
-        if self.config.stochastic_sampling and not self._is_off:
+    def check_configuration(self) -> None:
+        """Refuse shaping together with ``stochastic_sampling``."""
+        if self.config.stochastic_sampling and not self.is_off:
             raise ValueError(
                 "stochastic_sampling=True re-noises every step, shaping is defined for the ODE only; set "
                 "stochastic_sampling=False, or alpha_0=0, beta_0=0, touchdown=None."
@@ -108,21 +112,21 @@ class KTSFlowMatchScheduler(KTSSchedulerMixin, FlowMatchEulerDiscreteScheduler):
         mu: float | None = None,
         timesteps: list[float] | None = None,
     ) -> None:
-        """As the parent's; also cuts the schedule at the touchdown, computes the gains, and begins a new energy record."""
+        """As the parent's; also cuts the schedule at the touchdown, plans the gains, and begins a new energy record."""
         if num_inference_steps is None and sigmas is None and timesteps is None:
             raise ValueError("set_timesteps got nothing to go by; give num_inference_steps, sigmas or timesteps.")
         if num_inference_steps is not None and not (isinstance(num_inference_steps, Integral) and num_inference_steps >= 1):
             raise ValueError(f"num_inference_steps is {num_inference_steps!r}; give a whole number of at least 1.")
-        asked = num_inference_steps, device, as_tuple(sigmas), mu, as_tuple(timesteps), self.shift
-        if self._begin_again(asked):
-            self._step_index = self._begin_index = None
-            return
         super().set_timesteps(num_inference_steps, "cpu", sigmas, mu, timesteps)  # the levels are read on the host
-        self._begin_run()
+        self.begin_run()
         if device is not None:
-            self.sigmas, self.timesteps = counted(self.sigmas.to(device)), self.timesteps.to(device)
-            self._levels = HostCopy.of(self.sigmas, self._levels.numbers)
-        self._standing = StandingSchedule.of(self, asked)
+            self.to_device(device)
+
+    def to_device(self, device: str | torch.device) -> None:
+        """Move the schedule, whose numbers are known on the host already."""
+        with torch.inference_mode(False):  # tensors of inference mode count no versions
+            self.sigmas, self.timesteps = self.sigmas.to(device), self.timesteps.to(device)
+        self.keep_schedule(Levels.of(self.sigmas, self.schedule.source.numbers))
 
     def _convert_to_karras(self, in_sigmas: torch.Tensor, num_inference_steps: int) -> Any:
         """The multistep schedulers put a flow model on ``sigma / (1 + sigma)`` of Karras' levels (Cosmos 2.5: 200 to 0.01)."""
@@ -131,7 +135,7 @@ class KTSFlowMatchScheduler(KTSSchedulerMixin, FlowMatchEulerDiscreteScheduler):
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """As the parent's; refuses a begin that the touchdown leaves no step for."""
-        self._check_begin(begin_index)
+        self.check_begin(begin_index)
         super().set_begin_index(begin_index)
 
     def index_for_timestep(self, timestep: Any, schedule_timesteps: torch.Tensor | None = None) -> int:
@@ -155,109 +159,73 @@ class KTSFlowMatchScheduler(KTSSchedulerMixin, FlowMatchEulerDiscreteScheduler):
     ) -> FlowMatchEulerDiscreteSchedulerOutput | tuple:
         """One shaped Euler step; arguments and result as in `FlowMatchEulerDiscreteScheduler.step`.
 
-        Arithmetic runs in fp32, since a gain of one per cent is lost in bf16; float64 stays float64, where the parent rounds
-        the sample to fp32.
+        Arithmetic runs in fp32, since a gain of one per cent is lost in bf16; float64 stays float64, which the parent rounds.
         """
-        index = self._check_call(model_output, timestep, sample)
-        gain: Any = self._current_gains()[index]
-        self._aim_touchdown(index)
-        v, power, token_dt = model_output, None, None
-        if self._is_plain and per_token_timesteps is None:
-            prev_sample, power = self._plain_step(index, v, sample, gain)
-            self._step_index = index + 1
+        index = self.check_call(model_output, timestep, sample)
+        plan = self.plan
+        gain: Any = plan.gains[index]
+        known: dict[str, Any] = {}
+        if per_token_timesteps is not None:
+            gain, known = self._token_gain(per_token_timesteps)
+        if self._steps_as_parent(plan, model_output, sample):
+            churn = s_churn, s_tmin, s_tmax, s_noise
+            (prev_sample,) = super().step(model_output, timestep, sample, *churn, generator, per_token_timesteps, False)
         else:
-            # the parent rounds float64 to fp32
-            as_parent = self._gain.is_identity and torch.float64 not in (sample.dtype, v.dtype)
-            if per_token_timesteps is not None:  # callers pass -v, and time intervals are positive
-                token_sigmas = per_token_timesteps / self.config.num_train_timesteps
-                token_dt = token_intervals(token_sigmas, self.sigmas)
-                gain = self._token_gains(token_sigmas, token_dt)
-            if self.config.stochastic_sampling or (as_parent and per_token_timesteps is not None):
-                (prev_sample,) = super().step(
-                    model_output, timestep, sample, s_churn, s_tmin, s_tmax, s_noise, generator, per_token_timesteps, False
-                )
-            else:
-                if per_token_timesteps is not None:
-                    prev_sample = euler_step(sample, v, gain * token_dt)  # fp32, as the parent's per-token result
-                elif as_parent:
-                    # its arithmetic, dt v in the dtype of v included, in two passes instead of up to five
-                    product = (self.sigmas[index + 1] - self.sigmas[index]) * v
-                    # strides are of the sample, as the parent's: kernels of the next call may round otherwise on others
-                    in_place = product.stride() == sample.stride()
-                    prev_sample = product.add_(sample) if in_place else torch.add(sample, product).to(v.dtype)
-                elif self._exploding:
-                    prev_sample = self._exploding_step(index, v, sample, gain)
-                else:  # float64 without shaping
-                    prev_sample = euler_step(sample, v, self._interval(index)).to(v.dtype)
-                self._step_index += 1
-        self._observe(index, self._flow_velocity(index, model_output, sample), gain, power, token_dt)
+            prev_sample, known = self._moved(plan, index, model_output, sample, gain, known)
+            self._step_index += 1
+        self.observe(index, self.velocity(index, model_output, sample), gain, **known)
         if not return_dict:
             return (prev_sample,)
         return FlowMatchEulerDiscreteSchedulerOutput(prev_sample=prev_sample)
 
-    def _plain_step(
-        self, index: int, v: torch.Tensor, sample: torch.Tensor, gain: float
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The shaped sample, in the dtype of ``v``, and ``||v||^2`` if that was computed on the way."""
-        displacement = gain * self._interval(index)
-        if self.fused and not torch.is_grad_enabled():
-            return fused_step(sample, v, displacement)
-        stepped = euler_step(sample, v, displacement)
-        return stepped if stepped.dtype == v.dtype else stepped.to(v.dtype), None
-
-    def _interval(self, index: int) -> Any:
-        """``sigma_{i+1} - sigma_i`` as a float from the host, or as a tensor where somebody differentiates the schedule."""
-        sigmas: Any = self.sigmas if self.sigmas.requires_grad else self._levels.numbers
-        return sigmas[index + 1] - sigmas[index]
-
-    def _exploding_step(self, index: int, model_output: torch.Tensor, sample: torch.Tensor, gain: float) -> torch.Tensor:
-        stepped = euler_step(sample, model_output, self._interval(index))
-        x = sample.to(stepped.dtype)
-        return shaped_step(x, stepped, self._scale(index), self._scale(index + 1), gain).to(model_output.dtype)
-
-    def _check_call(self, model_output: torch.Tensor, timestep: Any, sample: torch.Tensor) -> int:
-        """Check the arguments; the number of this evaluation."""
+    def check_call(self, model_output: torch.Tensor, timestep: Any, sample: torch.Tensor) -> int:
+        """Check the arguments of a step; the number of this evaluation."""
         if isinstance(timestep, int) or (isinstance(timestep, torch.Tensor) and not timestep.is_floating_point()):
             raise ValueError(f"timestep {timestep!r} is an integer; pass an element of `timesteps`, not a step number.")
-        self._check_step(model_output, sample, self._step_index)
+        self.check_step(model_output, sample, self._step_index)
         if self._step_index is None:
             self._init_step_index(timestep)
         return self._step_index
 
-    def _token_gains(self, token_sigmas: torch.Tensor, token_dt: torch.Tensor) -> torch.Tensor:
-        """(B, S, 1) gain of every token at its own flow time (LTX, SanaWM)."""
-        t = snap(1 - token_sigmas.double(), self._marks)[..., None]
-        gain = self._gain(t)
-        if self.config.touchdown is not None:
-            gain = torch.where((t >= self.config.touchdown) & (token_dt > 0), 1.0, gain)
-        return gain.float()
+    def _steps_as_parent(self, plan: ShapingPlan, model_output: torch.Tensor, sample: torch.Tensor) -> bool:
+        rounded = torch.float64 in (sample.dtype, model_output.dtype)  # by the parent, to fp32
+        return self.config.stochastic_sampling or (plan.is_off and not rounded)
 
-    def _aim_touchdown(self, index: int) -> None:
-        """The touchdown goes to the data estimate, also where a pipeline holds the last noise level (Cosmos)."""
-        if self._touchdown_is_last and index + 2 == len(self.sigmas):
-            end, numbers = float(self.config.invert_sigmas), self._levels.numbers
-            if numbers[-1] != end:
-                self.sigmas[-1] = end
-                self._levels = HostCopy.of(self.sigmas, [*numbers[:-1], end])
+    def _moved(
+        self, plan: ShapingPlan, index: int, v: torch.Tensor, sample: torch.Tensor, gain: Any, known: dict[str, Any]
+    ) -> tuple[torch.Tensor, dict[str, Any]]:
+        """The sample after the step, and what became known of its energy on the way."""
+        if "token_dt" in known:
+            return euler_step(sample, v, gain * known["token_dt"]), known  # fp32, as the parent's per-token result
+        if self.schedule.scales is not None:
+            return self._exploding_step(plan, index, v, sample, gain), known
+        displacement = gain * self._interval(plan, index)
+        if self.fused and not torch.is_grad_enabled():
+            prev_sample, power = fused_step(sample, v, displacement)
+            return prev_sample, {"power": power}
+        return euler_step(sample, v, displacement).to(v.dtype), known
 
-    def _flow_velocity(self, index: int, model_output: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
-        if not self._exploding:
-            return model_output
-        return exploding_velocity(model_output, sample, self.sigmas[index])
+    def _interval(self, plan: ShapingPlan, index: int) -> Any:
+        """``sigma_{i+1} - sigma_i`` as a float, or as a tensor where somebody differentiates the schedule."""
+        return self.sigmas.diff()[index] if self.sigmas.requires_grad else plan.interval(index)
 
-    def _scale(self, index: int) -> torch.Tensor:
-        return 1 + self.sigmas[index]
+    def _exploding_step(
+        self, plan: ShapingPlan, index: int, v: torch.Tensor, sample: torch.Tensor, gain: float
+    ) -> torch.Tensor:
+        """A step of a schedule that counts ``sigma / alpha``, shaped in flow coordinates."""
+        (alpha, sigma), after = self.schedule.scales[index], plan.levels[index + 1]  # type: ignore[index]
+        sigma_after = after / (1 - after)
+        stepped = euler_step(sample, v, sigma_after - sigma)
+        return shaped_step(sample.to(stepped.dtype), stepped, alpha + sigma, 1 + sigma_after, gain).to(v.dtype)
 
-    def _flow_sigmas(self) -> torch.Tensor:
-        return flow_sigma(self.sigmas) if self._exploding else self.sigmas
-
-    def _flow_times(self) -> np.ndarray:
-        return flow_times(np.array(self._levels.numbers), self.config.invert_sigmas, self._marks)
-
-    def _compute_gains(self) -> list[float]:
-        self._exploding = exceeds_one(np.array(self._levels.numbers))
-        self._is_plain = not (self._exploding or self._gain.is_identity or self.config.stochastic_sampling)
-        gains = super()._compute_gains()
-        if self.config.touchdown is not None:
-            self._touchdown_is_last = self._touches_down(self._flow_times().tolist(), len(gains) - 1)
-        return gains
+    def _token_gain(self, per_token_timesteps: torch.Tensor) -> tuple[Any, dict[str, Any]]:
+        """(B, S, 1) gain and interval of every token at its own flow time (LTX, SanaWM)."""
+        if self.config.gain is not None:
+            raise ValueError("a gain per step does not fit per_token_timesteps; use alpha_0 and beta_0, or set gain=None.")
+        token_sigmas = per_token_timesteps / self.config.num_train_timesteps
+        token_dt = token_intervals(token_sigmas, self.sigmas)
+        shaping, t = self.shaping, snap(1 - token_sigmas.float(), self.marks)[..., None]
+        gain = shaping(t)
+        if shaping.touchdown is not None:
+            gain = torch.where((t >= shaping.touchdown) & (token_dt > 0), 1.0, gain)
+        return gain, {"token_dt": token_dt}

@@ -31,7 +31,8 @@ class KTSFlowMatchHeunScheduler(KTSFlowMatchScheduler, FlowMatchHeunDiscreteSche
 
     __module__ = "diffusers_kts"
     _compatibles = ["FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"]
-    _quadrature = "trapezoid"
+    quadrature = "trapezoid"
+    stride = 2
     order = 2
     prev_derivative: Any
     dt: Any
@@ -67,49 +68,46 @@ class KTSFlowMatchHeunScheduler(KTSFlowMatchScheduler, FlowMatchHeunDiscreteSche
         """One evaluation's part of a step: the predictor, or the corrector, which restarts from the sample before it."""
         if per_token_timesteps is not None:
             raise ValueError("per_token_timesteps are not supported by Heun's steps; use KTSFlowMatchScheduler.")
-        if s_churn and not self._is_off:
+        if s_churn and not self.plan.is_off:
             raise ValueError(f"s_churn is {s_churn}: it adds noise, shaping is defined for the ODE only; set s_churn=0.")
-        index = self._check_call(model_output, timestep, sample)
-        gain = self._current_gains()[index]
-        v = self._flow_velocity(index, model_output, sample)
-        self._aim_touchdown(index)
+        index = self.check_call(model_output, timestep, sample)
+        gain, v = self.plan.gains[index], self.velocity(index, model_output, sample)
         if index % 2 and self.state_in_first_order:
             # a run that starts on the second evaluation of a level: there is no predictor to correct
             prev_sample: Any = sample
             self._step_index += 1
-        elif self._is_off and torch.float64 not in (sample.dtype, v.dtype):  # which the parent rounds to fp32
+        elif self._parent_can_step(index, v, sample):
             (prev_sample,) = FlowMatchHeunDiscreteScheduler.step(
                 self, model_output, timestep, sample, s_churn, s_tmin, s_tmax, s_noise, generator, False
             )
         else:
-            prev_sample = self._shaped_step(index, v, sample, gain).to(model_output.dtype)
+            prev_sample = self._shaped_step(index, v, sample).to(model_output.dtype)
             self._step_index += 1
-        self._observe(index, v, gain)
+        self.observe(index, v, gain)
         if not return_dict:
             return (prev_sample,)
         return FlowMatchHeunDiscreteSchedulerOutput(prev_sample=prev_sample)
 
-    def _lay_out_evaluations(self) -> None:
+    def _parent_can_step(self, index: int, v: torch.Tensor, sample: torch.Tensor) -> bool:
+        """The parent rounds float64 to fp32, and divides by the noise level, which may be 0 at the end of custom sigmas."""
+        return self.plan.is_off and torch.float64 not in (sample.dtype, v.dtype) and self.plan.levels[index] > 0
+
+    def lay_out_evaluations(self) -> None:
         """Also name every level but the first twice."""
-        super()._lay_out_evaluations()
+        super().lay_out_evaluations()
         self.sigmas = torch.cat([self.sigmas[:1], self.sigmas[1:-1].repeat_interleave(2), self.sigmas[-1:]])
         self.timesteps = torch.cat([self.timesteps[:1], self.timesteps[1:].repeat_interleave(2)])
 
-    def _shaped_step(self, index: int, v: torch.Tensor, sample: torch.Tensor, gain: float) -> torch.Tensor:
-        dtype = wide_dtype(sample, v)
+    def _shaped_step(self, index: int, v: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
+        dtype, plan, scales = wide_dtype(sample, v), self.plan, self.schedule.scales
         v, x = v.to(dtype), sample.to(dtype)
         if self.state_in_first_order:
-            if self._exploding:
-                x = x / self._scale(index)
-            sigmas = self._flow_sigmas()
-            self.prev_derivative, self.sample = v, x
-            self.dt = sigmas[index + 1].to(dtype) - sigmas[index].to(dtype)
-            after, x = index + 1, x + (gain * self.dt) * v
+            if scales is not None:
+                x = x / sum(scales[index])
+            self.prev_derivative, self.sample, self.dt = v, x, plan.interval(index)
+            after, x = index + 1, x + (plan.gains[index] * self.dt) * v
         else:
-            mean = (self._current_gains()[index - 1] + gain) / 2
+            mean = (plan.gains[index - 1] + plan.gains[index]) / 2
             after, x = index, self.sample + (mean * self.dt) * ((self.prev_derivative + v) / 2)
             self.prev_derivative = self.dt = self.sample = None
-        return x * self._scale(after) if self._exploding else x
-
-    def _touches_down(self, t: list[float], i: int) -> bool:
-        return super()._touches_down(t, i) and i % 2 == 0  # odd ones correct the step before
+        return x if scales is None else x / (1 - plan.levels[after])

@@ -28,9 +28,10 @@ class KTSUniPCMultistepScheduler(KTSMultistepMixin, UniPCMultistepScheduler):
     __module__ = "diffusers_kts"
     __init__ = shaped_init(UniPCMultistepScheduler)  # type: ignore[assignment]
 
-    def _check_configuration(self) -> None:
-        super()._check_configuration()
-        if not self._is_off and (not self.config.predict_x0 or self.config.solver_p is not None):
+    def check_configuration(self) -> None:
+        """Refuse variants whose steps shaping is not defined for."""
+        super().check_configuration()
+        if not self.is_off and (not self.config.predict_x0 or self.config.solver_p is not None):
             raise ValueError("shaping acts on data estimates; set predict_x0=True and solver_p=None.")
 
     def set_timesteps(
@@ -40,13 +41,13 @@ class KTSUniPCMultistepScheduler(KTSMultistepMixin, UniPCMultistepScheduler):
         sigmas: list[float] | None = None,
         mu: Any = None,
     ) -> None:
-        """As the parent's; also cuts the schedule at the touchdown, computes the gains, and begins a new energy record."""
+        """As the parent's; also cuts the schedule at the touchdown, plans the gains, and begins a new energy record."""
         super().set_timesteps(num_inference_steps, device, sigmas, mu)
-        self._begin_run()
+        self.begin_run()
 
     def step(
         self, model_output: torch.Tensor, timestep: int | torch.Tensor, sample: torch.Tensor, return_dict: bool = True
     ) -> SchedulerOutput | tuple:
         """One shaped step; arguments and result as in `UniPCMultistepScheduler.step`."""
-        prev_sample = self._shaped_step(super().step, model_output, timestep, sample).to(sample.dtype)
+        prev_sample = self.shaped_step(super().step, model_output, timestep, sample).to(sample.dtype)
         return SchedulerOutput(prev_sample=prev_sample) if return_dict else (prev_sample,)

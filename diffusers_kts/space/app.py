@@ -7,13 +7,14 @@ import os
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
-from functools import wraps
+from functools import partial, wraps
 from typing import TYPE_CHECKING, Any
 
 # before gradio is imported: no telemetry
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
+import anyio.to_thread
 import gradio as gr
 
 from ..gain import SCHEDULES
@@ -37,7 +38,7 @@ from .limits import (
 from .presets import SHAPING, preset
 from .served import Served, Unavailable
 from .sessions import Sessions, Stopped
-from .theme import CHOOSE, CSS, THEME
+from .theme import CHOOSE, CSS, FOLD, THEME
 
 if TYPE_CHECKING:
     from .model import Drawn
@@ -96,7 +97,8 @@ def build(name: str = "memorizing") -> gr.Blocks:
 def launch_options() -> dict[str, Any]:
     """Arguments of ``Blocks.launch``: nothing is kept, nothing is uploaded, errors are shown to the visitor."""
     options: dict[str, Any] = {"theme": THEME, "css": CSS, "show_error": True, "ssr_mode": False, "run_history": False}
-    return options | {"max_file_size": 1024, "footer_links": ["api", "settings"]}
+    # gradio keeps what a page shows, with its pictures, for as many visitors; older ones have it in their browser
+    return options | {"max_file_size": 1024, "footer_links": ["api", "settings"], "state_session_capacity": 32}
 
 
 def _own_temporary_folder() -> None:
@@ -122,6 +124,17 @@ def _told(function: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
+async def _drawn(function: Callable[..., str], *args: Any, **kwargs: Any) -> str:
+    """The result of ``function`` in a thread, which ends at the next step once gradio cancels this, as it does for a caller of
+    the API. A function that is not a coroutine would draw on, and hold up the next."""
+    stopped = threading.Event()
+    work = partial(_told(function), *args, stopped=stopped, **kwargs)
+    try:
+        return await anyio.to_thread.run_sync(work, abandon_on_cancel=True)
+    finally:
+        stopped.set()
+
+
 class Page:
     """Builds the page; holds no state of any visitor but who is drawing."""
 
@@ -143,17 +156,32 @@ class Page:
         return gain_chart(chosen, model.times(steps, chosen) if model else None)
 
     def generate(
-        self, subject: Any, seed: Any, steps: Any, count: Any, *shaping: Any, request: gr.Request, progress: gr.Progress
+        self,
+        subject: Any,
+        seed: Any,
+        steps: Any,
+        count: Any,
+        *shaping: Any,
+        request: gr.Request,
+        progress: gr.Progress,
+        stopped: threading.Event | None = None,
     ) -> str:
         drawing = Drawing(subject, seed, steps, count, max_count=self.max_images)
-        results = self._draw(drawing, _both(Shaping(*shaping)), request, progress)
+        results = self._draw(drawing, _both(Shaping(*shaping)), request, progress, stopped)
         return views.comparison(results, self.served.training, self._names(drawing))
 
     def draw_population(
-        self, subject: Any, seed: Any, steps: Any, *shaping: Any, request: gr.Request, progress: gr.Progress
+        self,
+        subject: Any,
+        seed: Any,
+        steps: Any,
+        *shaping: Any,
+        request: gr.Request,
+        progress: gr.Progress,
+        stopped: threading.Event | None = None,
     ) -> str:
         drawing = Drawing(subject, seed, steps, self.population, max_count=self.population)
-        results = self._draw(drawing, _both(Shaping(*shaping)), request, progress)
+        results = self._draw(drawing, _both(Shaping(*shaping)), request, progress, stopped)
         return views.population(results, self.served.training, self._names(drawing))
 
     def sweep(
@@ -171,6 +199,7 @@ class Page:
         *shaping: Any,
         request: gr.Request,
         progress: gr.Progress,
+        stopped: threading.Event | None = None,
     ) -> str:
         if x == y:
             raise Refused(f"both settings are {x}; choose two different ones.")
@@ -182,7 +211,7 @@ class Page:
             for row, vy in enumerate(ys)
             for column, vx in enumerate(xs)
         }
-        cells = self._draw(drawing, plans, request, progress)
+        cells = self._draw(drawing, plans, request, progress, stopped)
         return views.sweep(x, xs, y, ys, cells)
 
     def stop(self, request: gr.Request) -> None:
@@ -196,10 +225,17 @@ class Page:
         low, high = (number(f"{name} {end}", value, *RANGES[name]) for end, value in (("from", low), ("to", high)))
         return [low + (high - low) * i / (count - 1) for i in range(count)]
 
-    def _draw(self, drawing: Drawing, plans: Mapping[Any, Shaping], request: gr.Request, progress: Any) -> dict[Any, "Drawn"]:
+    def _draw(
+        self,
+        drawing: Drawing,
+        plans: Mapping[Any, Shaping],
+        request: gr.Request,
+        progress: Any,
+        stopped: threading.Event | None,
+    ) -> dict[Any, "Drawn"]:
         self.served.check(drawing)
         total, done = len(plans) * drawing.steps, 0
-        with self.sessions.drawing(_session(request)) as stopped:
+        with self.sessions.drawing(_session(request), stopped) as stopped:
             if progress is not None and self.served.loaded is None:
                 progress(0, desc="loading the model")
             self.first()  # or its images would come after, and in place of, these
@@ -253,7 +289,7 @@ class Page:
                 "Plain and shaped images from the same noise, the energy each of them took, and the training images they come "
                 "close to. Drag a slider, then press Generate."
             )
-            with gr.Row():
+            with gr.Row(elem_id="top"):
                 with gr.Column(scale=2, min_width=300):
                     controls = self._controls()
                 with gr.Column(scale=3, min_width=320):
@@ -262,7 +298,7 @@ class Page:
                     eta = gr.HTML(
                         self.eta(self.steps, *vars(preset(DEFAULT_PRESET)).values()), elem_id="eta", label="eta", padding=False
                     )
-                    with gr.Row():
+                    with gr.Row(elem_id="go"):
                         go = gr.Button("Generate", variant="primary", elem_id="generate", scale=3)
                         halt = gr.Button("Stop", variant="stop", elem_id="stop", scale=1, min_width=90)
                     self._examples_of(list(controls.values()))
@@ -287,7 +323,7 @@ class Page:
     def _controls(self) -> dict[str, Any]:
         start = preset(DEFAULT_PRESET)
         controls: dict[str, Any] = {}
-        with gr.Group():
+        with gr.Group(elem_id="what"):
             with gr.Row():
                 if self.served.by_class:
                     controls["subject"] = gr.Dropdown(
@@ -303,7 +339,7 @@ class Page:
                 controls["count"] = gr.Slider(
                     1, self.max_images, min(4, self.max_images), step=1, label="Images", min_width=150
                 )
-        with gr.Accordion("Shape by hand", open=True):
+        with gr.Accordion("Shape by hand", open=True, elem_id="by-hand"):
             with gr.Row():
                 for name in SWEPT:
                     low, high = RANGES[name]
@@ -356,35 +392,36 @@ class Page:
         self.preset.input(_preset_values, self.preset, shaping, **quiet)
         gr.on([control.input for control in shaping], None, None, self.preset, js=f"() => {CUSTOM!r}")
         gr.on([control.change for control in every], None, every, None, js=_to_url(list(controls)))
+        page.load(None, None, None, js=FOLD)
         opened = page.load(self._from_url, None, [*every, self.preset], **quiet)
         opened = opened.then(
             self.opening, None, compared, show_progress="hidden", api_visibility="private", concurrency_limit=None
         )
 
-        def generate(subject, seed, steps, count, alpha_0, beta_0, tau_split, touchdown, early_schedule, late_schedule,
+        async def generate(subject, seed, steps, count, alpha_0, beta_0, tau_split, touchdown, early_schedule, late_schedule,
                      request: gr.Request, progress=gr.Progress()):  # fmt: skip  # noqa: B008 (gradio's convention)
             shaped = (alpha_0, beta_0, tau_split, touchdown, early_schedule, late_schedule)
-            return self.generate(subject, seed, steps, count, *shaped, request=request, progress=progress)
+            return await _drawn(self.generate, subject, seed, steps, count, *shaped, request=request, progress=progress)
 
-        def draw_population(subject, seed, steps, alpha_0, beta_0, tau_split, touchdown, early_schedule, late_schedule,
+        async def draw_population(subject, seed, steps, alpha_0, beta_0, tau_split, touchdown, early_schedule, late_schedule,
                             request: gr.Request, progress=gr.Progress()):  # fmt: skip  # noqa: B008
             shaped = (alpha_0, beta_0, tau_split, touchdown, early_schedule, late_schedule)
-            return self.draw_population(subject, seed, steps, *shaped, request=request, progress=progress)
+            return await _drawn(self.draw_population, subject, seed, steps, *shaped, request=request, progress=progress)
 
-        def draw_sweep(subject, seed, steps, x, x_from, x_to, y, y_from, y_to, values,
+        async def draw_sweep(subject, seed, steps, x, x_from, x_to, y, y_from, y_to, values,
                        alpha_0, beta_0, tau_split, touchdown, early_schedule, late_schedule,
                        request: gr.Request, progress=gr.Progress()):  # fmt: skip  # noqa: B008
             shaped = (alpha_0, beta_0, tau_split, touchdown, early_schedule, late_schedule)
             axes = (x, x_from, x_to, y, y_from, y_to, values)
-            return self.sweep(subject, seed, steps, *axes, *shaped, request=request, progress=progress)
+            return await _drawn(self.sweep, subject, seed, steps, *axes, *shaped, request=request, progress=progress)
 
         what = [controls["subject"], controls["seed"], controls["steps"]]
-        drawn = go.click(_told(generate), every, compared, api_name="generate", trigger_mode="once", **draws)
+        drawn = go.click(generate, every, compared, api_name="generate", trigger_mode="once", **draws)
         for event in (opened, drawn):
             event.success(*curve, **quiet)  # the model is loaded now, and with it the steps are known
-        many.click(_told(draw_population), [*what, *shaping], crowd, api_name="population", trigger_mode="once", **draws)
-        sweep.click(_told(draw_sweep), [*what, *axes, *shaping], swept, api_name="sweep", trigger_mode="once", **draws)
-        halt.click(self.stop, None, None, **quiet)
+        many.click(draw_population, [*what, *shaping], crowd, api_name="population", trigger_mode="once", **draws)
+        sweep.click(draw_sweep, [*what, *axes, *shaping], swept, api_name="sweep", trigger_mode="once", **draws)
+        halt.click(self.stop, None, None, **(quiet | {"api_visibility": "public", "api_name": "stop"}))
 
     def _examples_of(self, every: list[Any]) -> None:
         subjects, images = self.served.subjects, min(8, self.max_images)

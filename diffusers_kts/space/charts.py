@@ -89,6 +89,7 @@ def gain_chart(shaping: Shaping, times: Sequence[float] | None) -> str:
     """eta(t), a mark where each network call is made: round in the launch, square in the landing, a triangle at touchdown.
 
     Args:
+        shaping: the settings.
         times: flow times of the network calls; without them the curve alone.
     """
     grid = np.linspace(0, 1, 121)
@@ -168,6 +169,8 @@ def scatter_chart(
     """A point per image, each a button: energy per dimension across, ``y`` upwards.
 
     Args:
+        name: of the x axis.
+        ylabel: of the y axis.
         groups: (x, y) of the images by sampler, plain first.
         threshold: of d1/d2, where ``y`` is that: what lies below it is memorized.
     """

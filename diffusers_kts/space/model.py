@@ -6,16 +6,19 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..kpe.trace import KPETrace
-from ..memorization.fraction import Memorization, distinct_images, measure_memorization
-from ..models import NAMES, embedded_model
+from ..memorization.fraction import Memorization, measure_memorization
+from ..memorization.neighbors import distinct_images
+from ..models import NAMES
 from ..pipelines.pipeline_flow_class_conditional import ClassConditionalFlowPipeline
-from ..pipelines.pipeline_kpe_monitor import is_flow_matching, load_pipeline
+from ..sampling.find import IMAGES, find_model
+from ..sampling.prompts import Prompt
+from ..sampling.sampler import Sampler, after_each_step
+from ..sampling.settings import SamplingSettings
 from ..schedulers.scheduling_kts_flow_match import KTSFlowMatchScheduler
 from ..seeding import sample_generators
 from ..images.training_images import load_images
@@ -38,24 +41,22 @@ class SpaceModel:
         name (`str`): "memorizing", "generalizing", a folder, or the Hub id of a text-to-image flow model.
 
     Raises:
-        ValueError: the model is no flow-matching pipeline. OSError: it cannot be found.
+        ValueError: there is no such model, or it is not flow matching.
     """
 
     def __init__(self, name: str = NAMES[0]) -> None:
         self.name = name
-        folder = embedded_model(name) if name in NAMES else Path(name)
-        cuda = torch.cuda.is_available()
-        pipe: Any = load_pipeline(folder if folder.is_dir() else name, dtype=torch.bfloat16 if cuda else torch.float32)
-        if not is_flow_matching(getattr(pipe, "scheduler", None)):
-            raise ValueError(f"{name} has no flow-matching scheduler; give a model such as SD3.5 or FLUX.")
-        pipe.set_progress_bar_config(disable=True)
-        self.pipe = pipe.to("cuda" if cuda else "cpu")
+        folder, cuda = find_model(name), torch.cuda.is_available()
+        settings = SamplingSettings(model=name, dtype="bfloat16" if cuda else "float32")
+        self.sampler = Sampler(folder, settings, torch.device("cuda" if cuda else "cpu"))
+        self.pipe = pipe = self.sampler.pipe
+        self.sampler.check_comparable()
         self.training: torch.Tensor | None = None
         self.by_class = isinstance(pipe, ClassConditionalFlowPipeline)
-        if self.by_class and (folder / "training_images.npz").exists():
+        if self.by_class and (folder / IMAGES).exists():
             side = pipe.transformer.config.sample_size * pipe.vae_scale_factor
             channels = pipe.transformer.config.in_channels if pipe.vae is None else 3
-            self.training = load_images(folder / "training_images.npz", (channels, side, side))
+            self.training = load_images(folder / IMAGES, (channels, side, side))
 
     @property
     def subjects(self) -> list[str]:
@@ -85,6 +86,8 @@ class SpaceModel:
         """Draw with a scheduler and a pipeline of this request's own; only the weights are shared.
 
         Args:
+            drawing: what to draw.
+            shaping: the settings.
             advance: called after every step; may raise `sessions.Stopped`.
 
         Raises:
@@ -99,13 +102,13 @@ class SpaceModel:
         return Drawn(images, trace, found)
 
     def _run(self, drawing: Drawing, shaping: Shaping, advance: Callable[[], Any] | None) -> tuple[torch.Tensor, KPETrace]:
-        pipe = copy.copy(self.pipe)
-        pipe.scheduler = scheduler = self.scheduler(shaping)
+        sampler = copy.copy(self.sampler)
+        sampler.pipe = copy.copy(self.pipe)
+        sampler.pipe.scheduler = self.scheduler(shaping)
 
-        def after_step(pipe: Any, step: int, timestep: Any, tensors: dict) -> dict:
+        def after_step(tensors: dict[str, Any]) -> None:
             if advance is not None:
                 advance()
-            return tensors
 
         subjects: Any = [drawing.subject] * drawing.count
         if self.by_class:
@@ -114,15 +117,14 @@ class SpaceModel:
                 i % classes if drawing.subject == ALL else self.subjects.index(drawing.subject) - 1
                 for i in range(drawing.count)
             ]
-        output = pipe(
-            subjects,
+        drawn = sampler.draw(
+            range(drawing.count),
+            [Prompt(subject) for subject in subjects],
+            generators=sample_generators(drawing.seed, range(drawing.count)),
             num_inference_steps=drawing.steps,
-            generator=sample_generators(drawing.seed, range(drawing.count)),
-            output_type="pt",
-            callback_on_step_end=after_step,
+            callback_on_step_end=after_each_step(after_step),
         )
-        assert scheduler.kpe is not None
-        return output.images.float().cpu(), scheduler.kpe
+        return drawn.images, drawn.trace
 
 
 LOADED: dict[str, SpaceModel] = {}

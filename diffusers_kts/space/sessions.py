@@ -1,42 +1,44 @@
-"""Who is drawing: one drawing at a time for each visitor, and Stop, which reaches a visitor's own drawing only."""
+"""Who is drawing, so that Stop reaches a visitor's own drawings only."""
 
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from .limits import Refused
-
 
 class Stopped(Exception):
-    """The visitor pressed Stop."""
+    """The visitor pressed Stop, or has left the drawing."""
 
 
 class Sessions:
+    """The drawings of each visitor; a page has one at a time, a caller of the API may have several."""
+
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._running: dict[str, threading.Event] = {}
+        self._running: dict[str, list[threading.Event]] = {}
 
     @contextmanager
-    def drawing(self, session: str) -> Iterator[threading.Event]:
+    def drawing(self, session: str, stopped: threading.Event | None = None) -> Iterator[threading.Event]:
         """The event that `stop` sets, for the time of one drawing.
 
-        Raises:
-            Refused: this visitor is drawing already.
+        Args:
+            session: of the visitor.
+            stopped: that event, where something else sets it too.
         """
-        stopped = threading.Event()
+        stopped = stopped or threading.Event()
         with self._lock:
-            if session in self._running:
-                raise Refused("you are drawing already; wait for the images, or press Stop.")
-            self._running[session] = stopped
+            self._running.setdefault(session, []).append(stopped)
         try:
             yield stopped
         finally:
             with self._lock:
-                del self._running[session]
+                self._running[session].remove(stopped)
+                if not self._running[session]:
+                    del self._running[session]
 
     def stop(self, session: str) -> bool:
+        """End the drawings of a visitor; False where there are none."""
         with self._lock:
-            running = self._running.get(session)
-        if running is not None:
-            running.set()
-        return running is not None
+            running = list(self._running.get(session, ()))
+        for stopped in running:
+            stopped.set()
+        return bool(running)

@@ -41,8 +41,11 @@ CSS = """
 .kts-warning { margin: 8px 0 0; padding: 8px 12px; border-left: 4px solid var(--kts-copied); border-radius: 4px;
   background: var(--kts-warn); color: var(--body-text-color); font-size: 14px; }
 .key.shaped { color: var(--kts-shaped); }
-.kts-scroll { overflow-x: auto; contain: inline-size; margin-bottom: 14px; } /* a wide table scrolls, not the page */
-.kts-table { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 14px; }
+.kts-scroll { overflow-x: auto; contain: inline-size; margin-bottom: 14px; /* a wide table scrolls, not the page */
+  background: linear-gradient(to left, var(--body-background-fill) 8px, transparent 30px) right / 30px 100% no-repeat local,
+    linear-gradient(to left, var(--border-color-primary), transparent) right / 14px 100% no-repeat scroll; }
+.kts-table { width: 100%; max-width: 560px; margin: 0 auto;
+  border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 14px; }
 .kts-table, .kts-sweep, .kts-table th, .kts-table td, .kts-table tr,
 .kts-sweep th, .kts-sweep td, .kts-sweep tr { border: none !important; }
 .kts-table th, .kts-table td { padding: 5px 10px !important; text-align: right !important; }
@@ -87,9 +90,18 @@ img.near { width: 42px; height: 42px; border-radius: 4px; margin: 0; }
   .tab-container button { padding: 6px !important; font-size: 13.5px !important; }
   .kts-chart text { font-size: 19px; } .kts-chart .label { font-size: 20px; }
   .kts-table th, .kts-table td { padding: 4px 6px !important; font-size: 12.5px; }
-  .kts-sweep img { width: 84px; } .kts-sweep td { min-width: 84px; }
+  .kts-sweep img { width: 100%; } .kts-sweep td { min-width: 58px; padding: 2px; } .kts-sweep small { font-size: 10px; }
+  .kts-sweep th { padding: 2px 4px; font-size: 12px; }
+  #top { flex-direction: column; } #top > .column { display: contents; } /* Generate before what may stay as it is */
+  #what { order: 1; } #preset { order: 2; } #go { order: 3; } #eta { order: 4; } #by-hand { order: 5; }
+  #top > .column > :last-child { order: 6; }
 }
 """
+
+# closes "Shape by hand" on a phone, where it fills the first view
+FOLD = """() => {
+  if (window.matchMedia('(max-width: 640px)').matches) document.querySelector('#by-hand button.label-wrap.open')?.click();
+}"""
 
 # shows the details of a point of the population, for a click and for the keyboard
 CHOOSE = """

@@ -73,18 +73,20 @@ def _nearest(drawn: "Drawn", training: "torch.Tensor | None", i: int) -> str:
 
 
 def _table(results: Mapping[str, "Drawn"]) -> str:
-    rows = ""
-    for name, drawn in results.items():
+    """A column per sampler, which fits a phone."""
+    rows = dict[str, list[str]]()
+    for drawn in results.values():
         energy = drawn.trace.path_energy.per_dim
-        parts = [f"{value.nanmean():.3f}" for value in (energy.total, energy.early, energy.late)]
-        copied = ""
+        numbers = {"network calls": str(drawn.trace.num_steps)}
+        parts = {"energy per dim": energy.total, "early": energy.early, "late": energy.late}
+        numbers |= {name: f"{value.nanmean():.3f}" for name, value in parts.items()}
         if drawn.found is not None:
-            copied = f"<td>{drawn.found.f_mem.count} of {drawn.found.f_mem.n}</td>"
-        cells = "".join(f"<td>{part}</td>" for part in (drawn.trace.num_steps, *parts))
-        rows += f"<tr><th>{escape(name)}</th>{cells}{copied}</tr>"
-    known = "<th>memorized</th>" if next(iter(results.values())).found is not None else ""
-    head = f"<tr><th></th><th>network calls</th><th>energy per dim</th><th>early</th><th>late</th>{known}</tr>"
-    return f'<div class="kts-scroll"><table class="kts-table">{head}{rows}</table></div>'
+            numbers["memorized"] = f"{drawn.found.f_mem.count} of {drawn.found.f_mem.n}"
+        for name, text in numbers.items():
+            rows.setdefault(name, []).append(f"<td>{text}</td>")
+    head = "".join(f"<th scope='col'>{escape(name)}</th>" for name in results)
+    body = "".join(f"<tr><th scope='row'>{name}</th>{''.join(cells)}</tr>" for name, cells in rows.items())
+    return f'<div class="kts-scroll"><table class="kts-table"><tr><td></td>{head}</tr>{body}</table></div>'
 
 
 def sweep(axis_x: str, xs: Sequence[float], axis_y: str, ys: Sequence[float], cells: Mapping[tuple[int, int], "Drawn"]) -> str:

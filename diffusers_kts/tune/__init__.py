@@ -3,7 +3,7 @@
 from ..lazy_exports import lazy_exports
 
 _EXPORTS = {
-    "TuneSettings": ".job",
+    "TuneSettings": ".settings",
     "tune": ".job",
 }
 __all__ = [*_EXPORTS]

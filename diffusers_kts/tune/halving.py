@@ -12,15 +12,16 @@ distance, a user's score) is needed. A tie lets a setting go on, since few sampl
 equals costs nothing, and a setting that is better in any objective by more than the noise stays.
 """
 
+import itertools
 from collections.abc import Iterable, Sequence
 
 import torch
 
 from .objectives import Objective
+from .settings import PIECES
 
 SHARES = (8, 4, 2, 1)  # rung i is drawn with num_samples / SHARES[i] samples
 RESOURCES = tuple(SHARES[0] // share for share in SHARES)  # what optuna calls the rungs
-PIECES = 2 * SHARES[0]  # the first rung has two halves
 Halves = list[list[float]]  # values of the objectives with the first half of a rung's samples, and with the second
 
 
@@ -33,9 +34,7 @@ def batches(start: int, stop: int, num_samples: int, batch_size: int) -> list[ra
     size = min(batch_size, num_samples // PIECES)
     edges = sorted({start, stop, *(m for m in (num_samples // PIECES, *rungs(num_samples)) if start < m < stop)})
     return [
-        range(first, min(first + size, end))
-        for begin, end in zip(edges[:-1], edges[1:], strict=True)
-        for first in range(begin, end, size)
+        range(first, min(first + size, end)) for begin, end in itertools.pairwise(edges) for first in range(begin, end, size)
     ]
 
 

@@ -1,140 +1,48 @@
 """``kts tune``: find the shaping settings that suit a model and a goal, and say honestly whether they beat plain sampling.
 
-    result = tune(TuneSettings(objectives=("frechet", "f_mem"), reference_images=Path("held-out"), trials=60))
+    result = tune(TuneSettings(objectives=("frechet", "f_mem"), reference=Path("held-out"), trials=60))
     pipe.scheduler = KTSFlowMatchScheduler.from_config(pipe.scheduler.config, **result.preset)
 
 Every setting is drawn with the same noises and prompts (common random numbers), so that settings differ by what they do and
-not by luck. What is searched: `tuning.space`; how unpromising settings stop early: `tuning.halving`; what is recommended:
-`tuning.recommend`. A study that was stopped goes on where it was, and processes that are given the same settings share it.
+not by luck. What is searched: `tune.space`; how unpromising settings stop early: `tune.halving`; what is recommended:
+`tune.recommend`. A study that was stopped resumes, and processes that are given the same settings share it.
 """
 
 import hashlib
 import json
-import math
 import time
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
-from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from .. import __version__
-from ..features.feature_space import feature_space
+from ..features.choice import feature_space
 from ..files import written_together
-from ..generate.model import Drawn, Model, find_model, fingerprint, num_classes
-from ..generate.settings import GenerateSettings
 from ..images.training_images import load_images
 from ..plotting import plot_front
-from ..presets import Preset
-from ..sampling.prompts import Prompt, prompts_hash, read_prompts
-from .halving import PIECES, batches, filled, halves, rungs
-from .objectives import (
-    MAXIMIZE,
-    MINIMIZE,
-    Samples,
-    Score,
-    Yardsticks,
-    find_objective,
-    is_finite,
-    objective_name,
-    source_digest,
-)
+from ..presets import PRESETS, Preset
+from ..sampling.devices import usable_device
+from ..sampling.find import find_images, find_model, fingerprint, num_classes
+from ..sampling.prompts import in_turn, prompts_hash, read_prompts
+from ..sampling.sampler import Drawn, Sampler
+from ..shaping import Shaping
+from .halving import batches, filled, halves, rungs
+from .objectives import Samples, Yardsticks, find_objective, is_finite, source_digest
 from .recommend import Comparison, candidate, compare, front, is_recommended, verdict
+from .settings import LEAST_UNITS, PIECES, TuneSettings, objective_name
 from .space import STEPS, Setting, Space
 from .study import SharedStudy
 
 PLAIN = "plain.safetensors"  # readings of plain sampling, which every process needs
 FILES = ("tuning.json", "front.png", "preset.json")
-LEAST_UNITS = 20  # an interval from fewer numbers would be too narrow
-SAMPLING = ("seed", "batch_size", "guidance_scale", "height", "width", "num_frames", "negative_prompt", "dtype")
 BUSY_WAIT = 0.2  # seconds before another process's trials are looked at again
-
-
-@dataclass(frozen=True)
-class TuneSettings:
-    """What `tune` does.
-
-    Args:
-        model (`str`): "memorizing", "generalizing", a pipeline folder, or a Hub id.
-        output (`Path`): folder of the study and its results.
-        objectives (`Sequence`): one to three, the most important first: names of `tuning.objectives`, "module:function",
-            "file.py:function", or functions ``score(images, trace)``.
-        directions (`Mapping[str, str]`): "minimize" or "maximize", by the name of an objective, in place of the usual one.
-        fixed, ranges (`Mapping`): see `tuning.space.Space`.
-        trials (`int`): settings to try, by all processes together; more may be asked of a study later.
-        num_samples (`int`): of each setting that goes all the way; a multiple of 16.
-        fresh_samples (`int`): of the candidate and of plain sampling, in the end.
-        tolerance (`float`): share of plain's first objective that the recommended setting may lose.
-        seed (`int`): with the number of the sample, all that its noise depends on; also of the proposals.
-        steps (`int`, *optional*): sampler steps; the pipeline's own by default.
-        batch_size (`int`): samples drawn at a time, at most ``num_samples / 16``.
-        prompts (`str`, *optional*): file of prompts, which go round in order; class labels need none.
-        guidance_scale, height, width, num_frames, negative_prompt, pipeline_args, dtype: as in `GenerateSettings`.
-        features (`str`): the space of the Frechet distance, see `features.feature_space`.
-        reference_images, training_images (`Path`, *optional*): file or folder that `training_images.load_images` reads, for
-            "frechet" and "f_mem". By default the ``training_images.npz`` beside the model serves as both.
-
-    Raises:
-        ValueError: a setting is out of range.
-    """
-
-    model: str = "memorizing"
-    output: Path = Path("kts-tune")
-    objectives: Sequence[str | Score] = ("frechet", "f_mem")
-    directions: Mapping[str, str] = field(default_factory=dict)
-    fixed: Mapping[str, Any] = field(default_factory=dict)
-    ranges: Mapping[str, Sequence[Any]] = field(default_factory=dict)
-    trials: int = 40
-    num_samples: int = 256
-    fresh_samples: int = 512
-    tolerance: float = 0.0
-    seed: int = 0
-    steps: int | None = None
-    batch_size: int = 32
-    prompts: str | None = None
-    guidance_scale: float | None = None
-    height: int | None = None
-    width: int | None = None
-    num_frames: int | None = None
-    negative_prompt: str | None = None
-    pipeline_args: Mapping[str, Any] = field(default_factory=dict)
-    dtype: str = "float32"
-    features: str = "auto"
-    reference_images: Path | None = None
-    training_images: Path | None = None
-
-    def __post_init__(self) -> None:
-        if self.num_samples < 2 * PIECES or self.num_samples % PIECES:
-            raise ValueError(f"num_samples is {self.num_samples}; give a multiple of {PIECES}, at least {2 * PIECES}.")
-        for name, least in (("trials", 1), ("fresh_samples", LEAST_UNITS), ("batch_size", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; give at least {least}.")
-        if not 0 <= self.tolerance < math.inf:
-            raise ValueError(f"tolerance is {self.tolerance}; give a share such as 0.02, or 0.")
-        names = [objective_name(choice) for choice in self.objectives]
-        if not 1 <= len(names) <= 3 or len(set(names)) < len(names):
-            raise ValueError(f"objectives are {', '.join(names) or 'none'}; give one to three different ones.")
-        for name, direction in self.directions.items():
-            if name not in names:
-                raise ValueError(f"a direction is given for {name!r}, which is no objective; these are {', '.join(names)}.")
-            if direction not in (MINIMIZE, MAXIMIZE):
-                raise ValueError(f"the direction of {name} is {direction!r}; choose {MINIMIZE} or {MAXIMIZE}.")
-        if "settling" in names and ({"touchdown"} & {*self.ranges} or self.fixed.get("touchdown") is not None):
-            raise ValueError("a path that touches down has no settling; leave the touchdown out, or take f_mem as objective.")
-        self.sampling  # noqa: B018 (raises)
-
-    @cached_property
-    def sampling(self) -> GenerateSettings:
-        """What the pipeline is told, as for ``kts generate``."""
-        given = {name: getattr(self, name) for name in ("model", "prompts", "steps", *SAMPLING)}
-        return GenerateSettings(dry_run=True, preset="off", pipeline_args=dict(self.pipeline_args), **given)
 
 
 @dataclass
@@ -183,17 +91,17 @@ class _Job:
     def __init__(self, settings: TuneSettings) -> None:
         self.settings = settings
         folder = find_model(settings.model)
-        self.prompts = read_prompts(settings.sampling, num_classes(folder))
-        self.model = Model(folder, settings.sampling, Accelerator(cpu=not torch.accelerator.is_available()).device)
-        self.model.check_prompts(self.prompts)
-        self.model.pipe.record_turn = "settling" in settings.objectives
-        steps = self.model.argument("num_inference_steps")
+        self.prompts = read_prompts(settings, num_classes(folder))
+        self.sampler = Sampler(folder, settings, usable_device(settings.device), Shaping(**PRESETS["off"]))
+        self.sampler.check_prompts(self.prompts)
+        self.sampler.pipe.record_turn = "settling" in settings.objectives
+        steps = self.sampler.argument("num_inference_steps")
         if steps is None:
-            raise ValueError(f"{self.model.name} has no number of steps of its own; give one with --steps.")
+            raise ValueError(f"{self.sampler.name} has no default number of steps; give one with --num-inference-steps.")
         no_touchdown = {"touchdown": None} if "settling" in settings.objectives else {}
         self.space = Space(steps, {**settings.fixed, **no_touchdown}, settings.ranges)
         indices = range(min(2, self._size))  # tried now, so that a refusal comes before any work
-        few = _samples(self.model.trial(indices, self._subjects(indices)))
+        few = _samples(self.sampler.trial(indices, in_turn(self.prompts, indices)))
         yardsticks, self.notes = self._yardsticks(folder, few.images.shape[1:])
         self.objectives = [
             find_objective(choice, settings.directions.get(objective_name(choice)), yardsticks)
@@ -210,25 +118,24 @@ class _Job:
         if not needs:
             return Yardsticks(), []
         if len(shape) != 3:
-            raise ValueError(f"{self.model.name} draws videos, which {needs[0]} cannot judge; give a function of your own.")
+            raise ValueError(
+                f"{self.sampler.name} draws videos, which {needs[0]} cannot judge; give a function as --objective."
+            )
+        channels, height, width = shape
 
         def images(given: Path | None, option: str) -> torch.Tensor:
-            path = given or folder / "training_images.npz"
-            if not path.exists():
-                raise ValueError(f"there are no images at {path}; give a file or folder with {option}.")
-            channels, height, width = shape
-            return load_images(path, (channels, height, width))
+            return load_images(find_images(folder, given, option, s.output), (channels, height, width))
 
         space = reference = training = None
         if "frechet" in needs:
-            space = feature_space(s.features, self.model.pipe.device)
-            reference = images(s.reference_images, "--reference-images")
+            space = feature_space(s.features, self.sampler.pipe.device, (channels, height, width))
+            reference = images(s.reference, "--reference")
             if space.note:
                 notes.append(f"The Frechet distance is measured in {space.note}")
-            if s.reference_images is None:
+            if s.reference is None:
                 notes.append(
                     "The Frechet distance is to the training images: a model that copies them looks better than it is. Give "
-                    "held-out images with --reference-images."
+                    "held-out images with --reference."
                 )
         if "f_mem" in needs:
             training = images(s.training_images, "--training-images")
@@ -253,8 +160,7 @@ class _Job:
         tolerance, may change from call to call."""
         s = self.settings
         identity: dict[str, Any] = {"model": fingerprint(folder), "prompts": prompts_hash(self.prompts)}
-        identity |= {name: getattr(s, name) for name in ("num_samples", *SAMPLING)}
-        identity["pipeline_args"] = s.sampling.pipeline_args
+        identity |= s.identity
         identity["objectives"] = [[o.name, o.direction] for o in self.objectives]
         identity["score files"] = [source_digest(choice) for choice in s.objectives]
         identity |= {STEPS: self.space.num_inference_steps, "fixed": dict(self.space.fixed), "ranges": dict(s.ranges)}
@@ -383,13 +289,12 @@ class _Job:
 
     def _read(self, setting: Setting, start: int, stop: int, before: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """What the objectives read of samples ``start`` to ``stop``, after what they read ``before``."""
-        scheduler = self.model.pipe.scheduler
-        self.model.pipe.scheduler = type(scheduler).from_config(self.model.own_scheduler.config, **setting.shaping)
+        self.sampler.shape(type(self.sampler.pipe.scheduler), Shaping(**setting.shaping))
         parts = [[reading] for reading in before] or [[] for _ in self.objectives]
         for batch in batches(start, stop, self.settings.num_samples, self.settings.batch_size):
-            drawn = self.model.draw(batch, self._subjects(batch), num_inference_steps=setting.num_inference_steps)
+            drawn = self.sampler.draw(batch, in_turn(self.prompts, batch), num_inference_steps=setting.num_inference_steps)
             if (drawn.trace.nonfinite >= 0).any():
-                raise _Diverged(f"a sample diverged under {setting}; try a wider dtype.")
+                raise _Diverged(f"a sample diverged under {setting}; try --dtype float32.")
             for part, objective in zip(parts, self.objectives, strict=True):
                 part.append(objective.read(_samples(drawn)))
         return [torch.cat(part) for part in parts]
@@ -397,9 +302,6 @@ class _Job:
     def _values(self, readings: Sequence[torch.Tensor]) -> list[float]:
         return [objective.value(reading) for objective, reading in zip(self.objectives, readings, strict=True)]
 
-    def _subjects(self, indices: range) -> list[Prompt]:
-        return [self.prompts[i % len(self.prompts)] for i in indices]
-
 
 def _samples(drawn: Drawn) -> Samples:
-    return Samples(torch.from_numpy(drawn.pixels).movedim(-1, -3), drawn.trace)
+    return Samples(drawn.images, drawn.trace)

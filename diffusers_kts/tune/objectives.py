@@ -26,14 +26,15 @@ import numpy as np
 import torch
 from scipy.stats import norm
 
+from ..errors import brief
 from ..features.feature_space import FeatureSpace
 from ..features.frechet import FeatureStatistics, frechet_distance
-from ..images.training_images import brief
 from ..kpe.trace import KPETrace
-from ..memorization.fraction import bootstrap_interval, distinct_images, measure_memorization, paired_difference
+from ..memorization.fraction import bootstrap_interval, measure_memorization, paired_difference
+from ..memorization.neighbors import distinct_images
+from .settings import MAXIMIZE, MINIMIZE, objective_name
 
 NAMED = ("frechet", "f_mem", "settling", "calls", "energy")
-MINIMIZE, MAXIMIZE = "minimize", "maximize"
 RESAMPLES = 100  # of a Frechet distance, whose interval needs their standard deviation only
 Score = Callable[[torch.Tensor, KPETrace], Any]
 
@@ -128,6 +129,7 @@ def find_objective(choice: str | Score, direction: str | None, yardsticks: Yards
     Args:
         choice (`str` or `Callable`): one of `NAMED`; "module:function" or "file.py:function"; or the function itself,
             ``score(images, trace)``, which returns a float for the batch, or (B,), one number per sample.
+        yardsticks: what named objectives compare with.
         direction (`str`, *optional*): "minimize" or "maximize", in place of the usual one.
 
     Raises:
@@ -156,12 +158,6 @@ def find_objective(choice: str | Score, direction: str | None, yardsticks: Yards
     }
     of, label = readers[choice]
     return Objective(choice, direction, of, label)
-
-
-def objective_name(choice: str | Score) -> str:
-    return (
-        choice if isinstance(choice, str) else f"{choice.__module__}:{getattr(choice, '__qualname__', type(choice).__name__)}"
-    )
 
 
 def load_score(choice: str) -> Score:

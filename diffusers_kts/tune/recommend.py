@@ -35,7 +35,8 @@ def candidate(
     """The row to be tried on fresh samples; None where none looks better than plain sampling.
 
     Args:
-        values: a row for each setting, on the tuning samples. plain: of plain sampling, on the same.
+        values: a row for each setting, on the tuning samples.
+        plain: of plain sampling, on the same.
         signs: 1 for each objective whose small values are good, else -1.
         tolerance (`float`): share of plain's first objective that may be lost.
     """

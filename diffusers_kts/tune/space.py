@@ -133,7 +133,7 @@ class Space:
 
         shaping = OFF | {name: value for name, value in self.fixed.items() if name != STEPS}
         parts = [name for name in PARTS if self._has(trial, name)]
-        shaping |= {name: 1.0 for name in parts}  # a place holder: what is there decides what else to ask for
+        shaping |= dict.fromkeys(parts, 1.0)  # a place holder: what is there decides what else to ask for
         for name in SHAPES:
             if name in active(shaping) and len(choices := self._shapes(name)) > 1:
                 shaping[name] = trial.suggest_categorical(name, choices)

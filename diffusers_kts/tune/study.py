@@ -16,7 +16,7 @@ from optuna.trial import TrialState
 from sqlalchemy import URL
 from sqlalchemy.exc import DatabaseError
 
-from ..images.training_images import brief
+from ..errors import brief
 from .halving import RESOURCES, Halves, beaten_twice
 from .objectives import Objective
 from .space import Setting, Space

@@ -17,16 +17,19 @@ from tiny_pipelines import tiny_sd3
 from typer.main import get_command
 
 from diffusers_kts import ClassConditionalFlowPipeline, KTSFlowMatchScheduler, embedded_model
-from diffusers_kts.audit.job import BLOCKS, FILES, MANIFEST, AuditSettings, run_audit
+from diffusers_kts.audit.job import BLOCKS, FILES, MANIFEST, run_audit
 from diffusers_kts.audit.measures import Findings, separate
-from diffusers_kts.audit.sampling import SAMPLERS, AuditModel
+from diffusers_kts.audit.sampling import SAMPLERS, AuditSampler
+from diffusers_kts.audit.settings import AuditSettings
 from diffusers_kts.audit.verdict import verdict
 from diffusers_kts.cli.app import app as commands
 from diffusers_kts.features.frechet import PrecisionRecall
 from diffusers_kts.gain import Gain
-from diffusers_kts.memorization.fraction import Memorization, nearest_neighbors, paired_difference
-from diffusers_kts.presets import PRESETS
-from diffusers_kts.seeding import sample_generators
+from diffusers_kts.memorization.fraction import Memorization, paired_difference
+from diffusers_kts.memorization.neighbors import nearest_neighbors
+from diffusers_kts.sampling.prompts import Prompt
+from diffusers_kts.sampling.sampler import Sampler
+from diffusers_kts.shaping import Shaping
 
 
 def pooled(images):
@@ -35,9 +38,8 @@ def pooled(images):
 
 
 def small(output, **changes):
-    changes = {"num_samples": 10, "num_steps": 10, "batch_size": 4, "features": "test_audit:pooled"} | changes
-    changes = {"shaping": {"tau_split": 0.5}} | changes
-    return AuditSettings(output=output, **changes)
+    changes = {"num_samples": 10, "num_inference_steps": 10, "batch_size": 4, "features": "test_audit:pooled"} | changes
+    return AuditSettings(output=output, **{"tau_split": 0.5} | changes)
 
 
 @pytest.fixture(scope="module")
@@ -97,10 +99,11 @@ def test_the_page_opens_offline_with_all_pictures_inside(audited):
 
 
 def test_controls_are_made_of_the_plain_and_the_shaped_sample(tmp_path):
-    model = AuditModel(embedded_model(), [], torch.device("cpu"), torch.float32, {})
-    settings = small(tmp_path, shaping={"alpha_0": 0.0, "beta_0": 0.03}, num_steps=16)
+    settings = small(tmp_path, seed=3, alpha_0=0.0, beta_0=0.03, tau_split=0.6, num_inference_steps=16)
+    sampler = Sampler(embedded_model(), settings, torch.device("cpu"))
+    model = AuditSampler(sampler, [Prompt(i) for i in range(10)])
     calls = []
-    batches = model.draw(range(5), 3, 16, settings.shapings(), (28, 28), lambda name, steps: calls.append((name, steps)))
+    batches = model.draw(range(5), settings.samplers(), (28, 28), lambda name, steps: calls.append((name, steps)))
     assert {name: sum(steps for n, steps in calls if n == name) for name, _ in calls} == dict.fromkeys(
         ("euler", "kts", "touchdown", "even"), 16
     )
@@ -112,7 +115,7 @@ def test_controls_are_made_of_the_plain_and_the_shaped_sample(tmp_path):
     assert 0.4 < rms(noisy - plain) / rms(shaped - plain) < 1.3  # clipping takes some away
     assert rms(ended - plain) < 0.5 * rms(shaped - plain)
     assert torch.cosine_similarity((noisy - plain).flatten(), (shaped - plain).flatten(), 0).abs() < 0.5
-    again = model.draw(range(3, 5), 3, 16, settings.shapings(), (28, 28), lambda name, steps: None)
+    again = model.draw(range(3, 5), settings.samplers(), (28, 28), lambda name, steps: None)
     for name in SAMPLERS:
         torch.testing.assert_close(again[name].images, batches[name].images[3:], atol=1e-3, rtol=1e-3)
 
@@ -120,11 +123,12 @@ def test_controls_are_made_of_the_plain_and_the_shaped_sample(tmp_path):
 def test_a_pipeline_decodes_what_it_is_given(tmp_path):
     """SD3 with a VAE: the latents of a run, handed back, give its images."""
     tiny_sd3().save_pretrained(tmp_path)
-    model = AuditModel(tmp_path, ["a fox", "a bear"], torch.device("cpu"), torch.float32, {"height": 32, "width": 32})
-    drawn = model._draw(range(3), sample_generators(0, range(3)), 3, PRESETS["off"])
+    settings = small(tmp_path, model=str(tmp_path), height=32, width=32, num_inference_steps=3)
+    model = AuditSampler(Sampler(tmp_path, settings, torch.device("cpu")), [Prompt("a fox"), Prompt("a bear")])
+    drawn = model.run(range(3), Shaping(alpha_0=0.0, beta_0=0.0))
     assert drawn.images.shape == (3, 3, 32, 32)
-    torch.testing.assert_close(model._decode(range(3), drawn.latents), drawn.images)
-    assert not torch.allclose(model._decode(range(3), drawn.latents + 1), drawn.images)
+    torch.testing.assert_close(model.decode(range(3), drawn.latents), drawn.images)
+    assert not torch.allclose(model.decode(range(3), drawn.latents + 1), drawn.images)
 
 
 def test_a_text_pipeline_against_a_folder_of_pictures(tmp_path, kts):
@@ -134,8 +138,10 @@ def test_a_text_pipeline_against_a_folder_of_pictures(tmp_path, kts):
         pixels = np.random.default_rng(i).integers(0, 256, (40, 30, 3), np.uint8)
         Image.fromarray(pixels).save(tmp_path / "pictures" / ("more" if i % 2 else ".") / f"{i}.png")
     (tmp_path / "prompts.txt").write_text("a fox\n\na bear\n")
-    args = "--model model --training-images pictures --prompts prompts.txt --num-samples 8 --steps 3 --batch-size 8"
-    args += " --height 32 --width 32 --image-size 8 --neighbors features --features pixels"
+    args = (
+        "--model model --training-images pictures --prompts prompts.txt --num-samples 8 --num-inference-steps 3 --batch-size 8"
+    )
+    args += " --num-inference-steps 3 --height 32 --width 32 --image-size 8 --neighbors features --features pixels"
     code, out, err = kts("audit", *args.split())
     assert code == 0, err
     assert "Plain sampling repeats" in out and "Traceback" not in err
@@ -154,7 +160,7 @@ def same(a, b):
 
 
 def test_stopped_and_started_again_it_ends_where_an_uninterrupted_audit_does(audited, tmp_path, monkeypatch):
-    folder, draw, drawn = tmp_path / "out", AuditModel.draw, []
+    folder, draw, drawn = tmp_path / "out", AuditSampler.draw, []
 
     def stop_at_the_second(self, block, *args):
         if drawn:
@@ -162,7 +168,7 @@ def test_stopped_and_started_again_it_ends_where_an_uninterrupted_audit_does(aud
         drawn.append(block)
         return draw(self, block, *args)
 
-    monkeypatch.setattr(AuditModel, "draw", stop_at_the_second)
+    monkeypatch.setattr(AuditSampler, "draw", stop_at_the_second)
     with pytest.raises(KeyboardInterrupt):
         run_audit(small(folder), show_progress=False)
     assert not (folder / "report.json").exists()
@@ -172,7 +178,7 @@ def test_stopped_and_started_again_it_ends_where_an_uninterrupted_audit_does(aud
         drawn.append(block)
         return draw(self, block, *args)
 
-    monkeypatch.setattr(AuditModel, "draw", note)
+    monkeypatch.setattr(AuditSampler, "draw", note)
     run_audit(small(folder), show_progress=False)
     assert drawn == [range(0, 4), range(4, 8), range(8, 10)] and same(folder, audited[0])
     assert not list((folder / BLOCKS).glob(".*"))
@@ -184,7 +190,7 @@ def test_stopped_and_started_again_it_ends_where_an_uninterrupted_audit_does(aud
 
 
 def test_killed_in_a_process_of_its_own_it_goes_on(audited, tmp_path):
-    args = "--output out --num-samples 10 --steps 10 --batch-size 4 --tau-split 0.5 --features test_audit:pooled"
+    args = "--output out --num-samples 10 --num-inference-steps 10 --batch-size 4 --tau-split 0.5 --features test_audit:pooled"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     process = subprocess.Popen(
         [sys.executable, "-m", "diffusers_kts", "audit", *args.split()],
@@ -208,8 +214,8 @@ def test_killed_in_a_process_of_its_own_it_goes_on(audited, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"num_steps": 5}, "num_steps 10, not 5"),
-        ({"shaping": {"beta_0": 0.02, "tau_split": 0.5}}, r"shaping .*'beta_0': 0.01.*not .*'beta_0': 0.02"),
+        ({"num_inference_steps": 5}, "num_inference_steps 10, not 5"),
+        ({"beta_0": 0.02}, r"shaping .*'beta_0': 0.01.*not .*'beta_0': 0.02"),
         ({"model": "generalizing", "training_images": embedded_model() / "training_images.npz"}, "another model"),
         ({"training_images": "other"}, "another training_images"),
     ],
@@ -237,9 +243,9 @@ def test_overwrite_throws_an_audit_away_and_nothing_else(tmp_path):
     (folder / "mine.txt").write_text("keep")
     with pytest.raises(FileExistsError, match="it holds mine.txt"):
         run_audit(small(folder), show_progress=False)
-    run_audit(small(folder, num_samples=8, num_steps=2, overwrite=True), show_progress=False)
+    run_audit(small(folder, num_samples=8, num_inference_steps=2, overwrite=True), show_progress=False)
     first = contents(folder)[0]
-    run_audit(small(folder, num_samples=8, num_steps=2, seed=1, overwrite=True), show_progress=False)
+    run_audit(small(folder, num_samples=8, num_inference_steps=2, seed=1, overwrite=True), show_progress=False)
     assert contents(folder)[0] != first and (folder / "mine.txt").read_text() == "keep"
 
 
@@ -247,7 +253,7 @@ def test_overwrite_throws_an_audit_away_and_nothing_else(tmp_path):
     ("args", "words"),
     [
         (["--num-samples", "3"], "num_samples is 3; give at least 8"),
-        (["--steps", "1"], "num_steps is 1"),
+        (["--num-inference-steps", "1"], "num_inference_steps is 1"),
         (["--beta-0", "0.2"], "at most 0.0524"),
         (["--threshold", "0"], "threshold is 0"),
         (["--neighbors", "words"], "pixels or features"),
@@ -255,15 +261,15 @@ def test_overwrite_throws_an_audit_away_and_nothing_else(tmp_path):
         (["--model", "no-such-folder"], "is no folder"),
         (["--model", "generalizing"], "--training-images"),
         (["--model", "sd3", "--training-images", "pictures"], "--prompts"),
-        (["--prompts", "file"], "leave --prompts out"),
-        (["--prompts", "pictures"], "cannot be read"),
+        (["--prompts", "class.txt"], "there is no class 'no class'"),
+        (["--prompts", "pictures"], "give a .txt, .jsonl, .csv or .parquet file"),
         (["--height", "28"], "takes no height"),
         (["--guidance-scale", "3"], "use guidance_scale=1"),
         (["--training-images", "file"], "cannot be read"),
-        (["--training-images", "pictures"], "holds 0 pictures"),
+        (["--training-images", "pictures"], "holds no pictures"),
         (["--training-images", "small.npy"], "the model draws"),
-        (["--reference-images", "small.npy"], "the model draws"),
-        (["--reference-images", "few.npy"], "3 reference images"),
+        (["--reference", "small.npy"], "the model draws"),
+        (["--reference", "few.npy"], "3 reference images"),
         (["--training-images", "same.npy"], "1 are distinct"),
         (["--features", "no_such_module:f"], "cannot be imported"),
         (["--features", "file"], "cannot be loaded"),
@@ -275,12 +281,13 @@ def test_overwrite_throws_an_audit_away_and_nothing_else(tmp_path):
 )
 def test_bad_input_ends_with_one_sentence_and_code_2(kts, tmp_path, args, words):
     (tmp_path / "file").write_text("some text")
+    (tmp_path / "class.txt").write_text("no class")
     (tmp_path / "pictures").mkdir()
     for name, shape in (("small", (5, 14, 14)), ("few", (3, 28, 28)), ("same", (5, 28, 28))):
         np.save(tmp_path / f"{name}.npy", np.zeros(shape, np.uint8))
     if "sd3" in args:
         tiny_sd3().save_pretrained(tmp_path / "sd3")
-    code, _, err = kts("audit", "--num-samples", 8, "--steps", 2, *args)
+    code, _, err = kts("audit", "--num-samples", 8, "--num-inference-steps", 2, *args)
     assert code == 2 and words in err and "Traceback" not in err
     assert not (tmp_path / "kts-audit").exists()
 
@@ -345,4 +352,4 @@ def test_the_verdict_claims_no_more_than_the_controls_allow():
 
 def test_every_setting_has_an_option():
     options = {parameter.name for parameter in get_command(commands).commands["audit"].params}
-    assert set(vars(AuditSettings())) - {"shaping", "num_steps"} | set(vars(Gain())) <= options
+    assert set(vars(AuditSettings())) | set(vars(Gain())) <= options

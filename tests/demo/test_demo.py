@@ -10,10 +10,11 @@ import torch
 from tiny_pipelines import tiny_sd3
 
 from diffusers_kts import ClassConditionalFlowPipeline, KTSFlowMatchScheduler, __version__, embedded_model
-from diffusers_kts.demo import FILES, DemoSettings, run_demo
+from diffusers_kts.demo import DemoSettings, run_demo
+from diffusers_kts.demo.job import FILES
 from diffusers_kts.seeding import sample_seed
 
-SMALL = ["--num-samples", "3", "--steps", "5"]
+SMALL = ["--num-samples", "3", "--num-inference-steps", "5"]
 
 
 def test_demo_writes_what_it_measured(kts, tmp_path):
@@ -62,7 +63,7 @@ def test_options_do_what_they_say(kts, tmp_path):
 
 def test_noise_depends_on_seed_and_number_alone(tmp_path):
     def energies(folder, **settings):
-        run_demo(DemoSettings(output=tmp_path / folder, num_steps=2, **settings), show_progress=False)
+        run_demo(DemoSettings(output=tmp_path / folder, num_inference_steps=2, **settings), show_progress=False)
         rows = pd.read_parquet(tmp_path / folder / "kpe.parquet")
         return rows[rows["sampler"] == "euler"]["path_energy_total"].tolist()
 
@@ -90,14 +91,14 @@ def test_what_is_there_stays_there_unless_told(kts, tmp_path):
     [
         (["--beta-0", "0.2"], "at most 0.0524"),
         (["--alpha-0", "nan"], "alpha_0 is nan"),
-        (["--steps", "0"], "num_steps is 0"),
+        (["--num-inference-steps", "0"], "num_inference_steps is 0"),
         (["--num-samples", "-1"], "num_samples is -1"),
         (["--early-schedule", "cosine"], "choose one of"),
         (["--touchdown", "1.5"], "touchdown is 1.5"),
         (["--model", "no-such-folder"], "is no folder"),
         (["--model", "empty"], "no readable model_index.json"),
         (["--model", "broken"], "cannot be loaded"),
-        (["--model", "sd3"], "StableDiffusion3Pipeline"),
+        (["--model", "sd3"], "there are no prompts"),
         (["--output", "file"], "is a file"),
         (["--output", "file/below"], "cannot write"),
         (["--training-images", "file"], "cannot be read"),
@@ -126,7 +127,9 @@ def test_a_diverging_sample_spoils_no_other(tmp_path):
                 weight[1] = torch.nan
     pipe.save_pretrained(tmp_path / "model")
     images = embedded_model() / "training_images.npz"
-    settings = DemoSettings(str(tmp_path / "model"), tmp_path / "out", num_samples=3, num_steps=2, training_images=images)
+    settings = DemoSettings(
+        model=str(tmp_path / "model"), output=tmp_path / "out", num_samples=3, num_inference_steps=2, training_images=images
+    )
     with pytest.warns(RuntimeWarning, match="not finite for sample 1 from step 0"):
         result = run_demo(settings, show_progress=False)
     rows = pd.read_parquet(tmp_path / "out" / "kpe.parquet")
@@ -140,7 +143,7 @@ def test_a_missing_package_names_the_extra(package):
     code = f"import sys; sys.modules[{package!r}] = None; from diffusers_kts.cli import main; sys.argv[1:] = ['demo']; main()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 2 and f"{package} is missing" in done.stderr
-    assert "diffusers-kts[demo,generate,space,tune]" in done.stderr
+    assert "diffusers-kts[demo]" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -148,7 +151,7 @@ def test_stopping_leaves_nothing(kts, tmp_path, monkeypatch):
     def stop(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("diffusers_kts.demo._draw", stop)
+    monkeypatch.setattr("diffusers_kts.demo.job._draw", stop)
     code, _, err = kts("demo")
     assert code == 130 and "Traceback" not in err and not (tmp_path / "kts-demo").exists()
 

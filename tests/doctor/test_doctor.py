@@ -27,6 +27,7 @@ from tiny_pipelines import (
 
 import diffusers_kts
 from diffusers_kts import KTSFlowMatchScheduler, KTSUniPCMultistepScheduler, diagnose
+from diffusers_kts.sampling.find import load_schedulers
 
 USED = {
     "sd3": "KTSFlowMatchScheduler",
@@ -45,7 +46,7 @@ def test_the_line_to_paste_works_and_does_what_was_said(name):
     assert vars(pipe) == before and diagnosis.can_shape
     (found,) = diagnosis.schedulers
     assert found.use == USED[name] and found.found == type(pipe.scheduler).__name__
-    assert "as it is: energy per dim" in diagnosis.dry_run and "the result changes by" in diagnosis.dry_run
+    assert "as it is: energy per dim" in diagnosis.trial and "the result changes by" in diagnosis.trial
     exec(found.code, {"pipe": pipe})
     ours = pipe.scheduler
     assert type(ours) is getattr(diffusers_kts, found.use) and ours.config.alpha_0 == 0.2
@@ -56,12 +57,12 @@ def test_the_line_to_paste_works_and_does_what_was_said(name):
     assert found.net_displacement == pytest.approx(ours.net_displacement())
     text = str(diagnosis)
     assert found.code.splitlines()[1] in text and f"{found.net_displacement:.4f} of 1" in text and "landing" in text
-    again = diagnose(pipe, dry_run=False)
-    assert "shapes already" in again.schedulers[0].code and not again.dry_run
+    again = diagnose(pipe, trial=False)
+    assert "shapes already" in again.schedulers[0].code and not again.trial
 
 
 def test_a_late_start_is_told_with_the_displacement_that_remains():
-    (found,) = diagnose(tiny_sd3_img2img(), dry_run=False, beta_0=0.05, alpha_0=0.0).schedulers
+    (found,) = diagnose(tiny_sd3_img2img(), trial=False, beta_0=0.05, alpha_0=0.0).schedulers
     begin, displacement = found.late_start
     assert begin == 20 and displacement < found.net_displacement  # strength 0.6 of 50 steps
     assert any("stays in the image as noise" in warning for warning in found.warnings)
@@ -69,7 +70,7 @@ def test_a_late_start_is_told_with_the_displacement_that_remains():
 
 
 def test_few_steps_and_runs_without_landing_are_told():
-    found = diagnose(tiny_flux(), num_inference_steps=2, dry_run=False).schedulers[0]
+    found = diagnose(tiny_flux(), num_inference_steps=2, trial=False).schedulers[0]
     assert any("distilled" in warning for warning in found.warnings)
     assert any("beta_0 does nothing" in warning for warning in found.warnings)
 
@@ -77,7 +78,7 @@ def test_few_steps_and_runs_without_landing_are_told():
 def test_a_single_training_timestep_has_a_schedule_all_the_same():
     pipe = tiny_sd3()
     pipe.scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=1)  # StableAudio3, AceStep
-    found = diagnose(pipe, dry_run=False).schedulers[0]
+    found = diagnose(pipe, trial=False).schedulers[0]
     assert found.landing_steps == 11 and found.schedule == "sigmas from 1 to 1/28, shift 1"
 
 
@@ -86,7 +87,7 @@ def test_schedulers_that_pipelines_hide_or_lose_are_told():
         cloze = VisualClozePipeline(**_flux_components())
         lost = LongCatAudioDiTPipeline(_image_vae(), None, None, tiny_sd3().transformer)
         inpaint = StableDiffusion3InpaintPipeline(**_sd3_components())
-    diagnosis = diagnose(cloze, dry_run=False)
+    diagnosis = diagnose(cloze, trial=False)
     by_name = {found.name: found for found in diagnosis.schedulers}
     assert set(by_name) == {"scheduler", "generation_pipe.scheduler", "upsampling_pipe.scheduler"}
     assert "takes no step" in by_name["scheduler"].warnings[0]
@@ -94,10 +95,10 @@ def test_schedulers_that_pipelines_hide_or_lose_are_told():
         assert f"set pipe.{name} too" in by_name[name].warnings[0]
         exec(by_name[name].code, {"pipe": cloze})
     assert type(cloze.generation_pipe.scheduler) is KTSFlowMatchScheduler
-    found = diagnose(lost, dry_run=False).schedulers[0]
+    found = diagnose(lost, trial=False).schedulers[0]
     assert "save_pretrained does not save it" in found.warnings[0]
     assert found.table[0]["t"] == pytest.approx(0, abs=1e-3) and found.table[0]["phase"] == "launch"  # it counts upwards
-    assert any("known region is overwritten" in note for note in diagnose(inpaint, dry_run=False).notes)
+    assert any("known region is overwritten" in note for note in diagnose(inpaint, trial=False).notes)
 
 
 @pytest.mark.parametrize(
@@ -113,43 +114,41 @@ def test_schedulers_that_pipelines_hide_or_lose_are_told():
 def test_other_schedulers_get_a_substitute_or_a_reason(scheduler, use, words):
     pipe = tiny_sd3()
     pipe.scheduler = scheduler
-    diagnosis = diagnose(pipe, dry_run=False)
+    diagnosis = diagnose(pipe, trial=False)
     assert diagnosis.schedulers[0].use == use and diagnosis.can_shape == (use is not None)
     assert words in str(diagnosis)
 
 
-def test_the_dry_run_says_what_failed():
+def test_the_trial_says_what_failed():
     pipe = tiny_sd3()
     pipe.tokenizer = None
-    assert "not possible with guessed arguments" in diagnose(pipe).dry_run
+    assert "not possible with guessed arguments" in diagnose(pipe).trial
     pipe.transformer = pipe.vae = pipe.text_encoder = pipe.text_encoder_2 = pipe.text_encoder_3 = None
-    assert diagnose(pipe).dry_run == "none, since its models are not loaded"
+    assert diagnose(pipe).trial == "none, since its models are not loaded"
 
 
 def test_command_on_folders(kts, tmp_path):
     pipe = tiny_wan()
     pipe.scheduler = KTSUniPCMultistepScheduler.from_config(pipe.scheduler.config)
     pipe.save_pretrained(tmp_path / "wan")
-    code, out, _ = kts("doctor", "--model", tmp_path / "wan", "--steps", 6)
+    code, out, _ = kts("doctor", "--model", tmp_path / "wan", "--num-inference-steps", 6)
     assert code == 0 and "WanPipeline, 6 steps" in out and "energy per dim" in out
-    code, out, _ = kts("doctor", "--model", "memorizing", "--touchdown", 0.7, "--no-dry-run")
-    assert code == 0 and "touchdown" in out and "touchdown=0.7" in out and "dry run" not in out
+    code, out, _ = kts("doctor", "--model", "memorizing", "--touchdown", 0.7, "--no-trial")
+    assert code == 0 and "touchdown" in out and "touchdown=0.7" in out and "trial" not in out
     pipe = tiny_sd3()
     pipe.scheduler = FlowMatchLCMScheduler()
     pipe.save_pretrained(tmp_path / "lcm")
-    code, out, err = kts("doctor", "--model", tmp_path / "lcm", "--no-dry-run")
+    code, out, err = kts("doctor", "--model", tmp_path / "lcm", "--no-trial")
     assert code == 2 and "re-noises" in out and "Traceback" not in err
 
 
 def test_only_the_schedulers_of_large_models_are_loaded(monkeypatch, tmp_path):
     tiny_sd3().save_pretrained(tmp_path)
-    monkeypatch.setattr("diffusers_kts.doctor.LIGHT_BYTES", 0)
-    from diffusers_kts.doctor import load_for_diagnosis
-
-    pipe = load_for_diagnosis(tmp_path)
+    monkeypatch.setattr("diffusers_kts.sampling.find.LIGHT_BYTES", 0)
+    pipe = load_schedulers(str(tmp_path))
     assert isinstance(pipe, DiffusionPipeline) and pipe.transformer is None and pipe.vae is None
     diagnosis = diagnose(pipe)
-    assert diagnosis.schedulers[0].use == "KTSFlowMatchScheduler" and "not loaded" in diagnosis.dry_run
+    assert diagnosis.schedulers[0].use == "KTSFlowMatchScheduler" and "not loaded" in diagnosis.trial
 
 
 @pytest.mark.parametrize("broken", ["missing", "empty", "damaged"])
@@ -168,3 +167,12 @@ def test_wrong_arguments_are_refused_with_the_remedy():
         diagnose("stabilityai/stable-diffusion-3.5-medium")
     with pytest.raises(ValueError, match="at most 0.0524"):
         diagnose(tiny_sd3(), beta_0=0.5)
+
+
+def test_a_shift_that_acts_twice_is_told():
+    pipe = tiny_sd3()
+    (found,) = diagnose(pipe, trial=False).schedulers
+    assert any("13243" in note and "0.0089, not 0.0030" in note for note in found.notes)
+    pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0)
+    assert not any("13243" in note for note in diagnose(pipe, trial=False).schedulers[0].notes)
+    assert not any("13243" in note for note in diagnose(tiny_flux(), trial=False).schedulers[0].notes)

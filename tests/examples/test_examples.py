@@ -66,7 +66,7 @@ def test_live_plot(run, tmp_path):
 
 
 def test_custom_eta(run, tmp_path):
-    plain, waved = (run("custom_eta.py", "--steps", 4, "--depth", depth) for depth in (0.0, 0.2))
+    plain, waved = (run("custom_eta.py", "--num-inference-steps", 4, "--depth", depth) for depth in (0.0, 0.2))
     assert "eta from 1.000 to 1.000" in plain and "eta from 0.8" in waved and "to 1.000" in waved
     assert plain.split()[-1] != waved.split()[-1]
 

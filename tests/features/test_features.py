@@ -5,7 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusers_kts.features.feature_space import FeatureSpace, feature_space
+from diffusers_kts.features.choice import feature_space
+from diffusers_kts.features.feature_space import FeatureSpace
 from diffusers_kts.images.training_images import load_images, resized
 
 
@@ -80,7 +81,7 @@ def test_pictures_are_read_in_order_cropped_to_the_middle_and_scaled(tmp_path):
     assert torch.equal(images[1], torch.full((3, 6, 6), 200 / 255))
     assert load_images(tmp_path, (1, 3, 3)).shape == (2, 1, 3, 3)
     (tmp_path / "c.png").write_bytes(b"broken")
-    with pytest.raises(ValueError, match="c.png cannot be read as a picture"):
+    with pytest.raises(ValueError, match="c.png in .* cannot be read as a picture"):
         load_images(tmp_path, (3, 6, 6))
 
 

@@ -18,7 +18,7 @@ from diffusers_kts.generate import run_generate
 from diffusers_kts.generate.drawing import Writers
 from diffusers_kts.generate.plan import Plan
 from diffusers_kts.generate.settings import GenerateSettings
-from diffusers_kts.pipelines.pipeline_kpe_monitor import load_pipeline
+from diffusers_kts.pipelines.loading import load_pipeline
 from diffusers_kts.seeding import sample_generators, sample_seed
 
 SHORT = {"max_sequence_length": 32}
@@ -41,7 +41,7 @@ def pixels(data):
 @pytest.fixture
 def prompts(tmp_path):
     path = tmp_path / "prompts.jsonl"
-    lines = [{"prompt": "a red fox", "id": 7, "seed": 1}, {"prompt": 'a "green" – tree', "id": 8, "seed": None}]
+    lines = [{"prompt": "a red fox", "id": 7, "rank": 1}, {"prompt": 'a "green" – tree', "id": 8, "rank": None}]
     path.write_text("\n".join(map(json.dumps, lines)))
     return str(path)
 
@@ -55,7 +55,9 @@ def models(tmp_path_factory):
 
 
 def test_samples_are_those_of_the_pipeline_itself(tmp_path):
-    generate(tmp_path / "out", num_prompts=5, batch_size=3, steps=4, seed=2, guidance_scale=1.5, preset="balanced")
+    generate(
+        tmp_path / "out", num_prompts=5, batch_size=3, num_inference_steps=4, seed=2, guidance_scale=1.5, preset="balanced"
+    )
     rows = rows_of(tmp_path / "out")
     pipe = load_pipeline(embedded_model("generalizing"))
     pipe.set_progress_bar_config(disable=True)
@@ -71,12 +73,19 @@ def test_samples_are_those_of_the_pipeline_itself(tmp_path):
 
 
 def test_prompts_go_their_way(tmp_path, models, prompts):
-    settings = {"prompts": prompts, "images_per_prompt": 2, "height": 32, "width": 48, "steps": 3, "batch_size": 3}
+    settings = {
+        "prompts": prompts,
+        "images_per_prompt": 2,
+        "height": 32,
+        "width": 48,
+        "num_inference_steps": 3,
+        "batch_size": 3,
+    }
     settings |= {"negative_prompt": "blurry", "pipeline_args": SHORT, "traces": True}
     generate(tmp_path / "out", model=str(models / "sd3"), **settings)
     rows = rows_of(tmp_path / "out")
     assert [(r["prompt"], r["id"], r["candidate"]) for r in rows[1:3]] == [("a red fox", 7, 1), ('a "green" – tree', 8, 0)]
-    assert (rows[0]["prompts_seed"], rows[0]["seed"], rows[2]["prompts_seed"]) == (1, 0, None)
+    assert (rows[0]["prompts_rank"], rows[0]["seed"], rows[2]["prompts_rank"]) == (1, 0, None)
     assert rows[0]["scheduler"] == "FlowMatchEulerDiscreteScheduler" and rows[0]["alpha_0"] is None
 
     pipe = KPEMonitorPipeline.from_pretrained(models / "sd3")
@@ -103,7 +112,13 @@ def test_prompts_go_their_way(tmp_path, models, prompts):
 
 
 def test_readers_of_the_formats_find_the_same_samples(tmp_path, prompts):
-    job = {"num_prompts": 10, "batch_size": 2, "steps": 2, "traces": True, "shard_size": 3}  # rounded to 4: whole batches
+    job = {
+        "num_prompts": 10,
+        "batch_size": 2,
+        "num_inference_steps": 2,
+        "traces": True,
+        "shard_size": 3,
+    }  # rounded to 4: whole batches
     for format in ("imagefolder", "webdataset", "parquet"):
         generate(tmp_path / format, format=format, **job)
     rows = rows_of(tmp_path / "imagefolder")
@@ -131,7 +146,14 @@ def test_videos(tmp_path, models):
     import imageio.v3 as imageio
 
     (tmp_path / "p.txt").write_text("a wave\n\na fire\n")
-    job = {"prompts": str(tmp_path / "p.txt"), "height": 32, "width": 32, "num_frames": 9, "steps": 2, "batch_size": 2}
+    job = {
+        "prompts": str(tmp_path / "p.txt"),
+        "height": 32,
+        "width": 32,
+        "num_frames": 9,
+        "num_inference_steps": 2,
+        "batch_size": 2,
+    }
     job |= {"pipeline_args": SHORT, "model": str(models / "ltx")}
     for video in ("mp4", "frames"):
         generate(tmp_path / video, video=video, **job)
@@ -154,15 +176,22 @@ def test_videos(tmp_path, models):
 
 def test_a_model_keeps_its_own_solver_shaped_or_not(tmp_path, models):
     (tmp_path / "p.txt").write_text("a wave")
-    job = {"prompts": str(tmp_path / "p.txt"), "height": 32, "width": 32, "num_frames": 5, "steps": 3, "pipeline_args": SHORT}
+    job = {
+        "prompts": str(tmp_path / "p.txt"),
+        "height": 32,
+        "width": 32,
+        "num_frames": 5,
+        "num_inference_steps": 3,
+        "pipeline_args": SHORT,
+    }
     generate(tmp_path / "own", model=str(models / "wan"), **job)
     generate(tmp_path / "kts", model=str(models / "wan"), beta_0=0.02, **job)
     (own,), (kts,) = rows_of(tmp_path / "own"), rows_of(tmp_path / "kts")
     assert own["scheduler"] == "UniPCMultistepScheduler" and own["beta_0"] is None
-    assert kts["scheduler"] == "KTSUniPCMultistepScheduler" and (kts["beta_0"], kts["alpha_0"]) == (0.02, 0.0)
+    assert kts["scheduler"] == "KTSUniPCMultistepScheduler" and (kts["beta_0"], kts["alpha_0"]) == (0.02, 0.01)
     pipe = load_pipeline(models / "wan")
     pipe.set_progress_bar_config(disable=True)
-    pipe.scheduler = KTSUniPCMultistepScheduler.from_config(pipe.scheduler.config, alpha_0=0, beta_0=0.02)
+    pipe.scheduler = KTSUniPCMultistepScheduler.from_config(pipe.scheduler.config, beta_0=0.02)
     call = {"height": 32, "width": 32, "num_frames": 5, "num_inference_steps": 3} | SHORT
     pipe(["a wave"], generator=sample_generators(0, [0]), **call)
     assert kts["path_energy_total"] == float(pipe.scheduler.kpe.path_energy.total)
@@ -170,7 +199,7 @@ def test_a_model_keeps_its_own_solver_shaped_or_not(tmp_path, models):
 
 @pytest.mark.parametrize("format", ["imagefolder", "webdataset", "parquet"])
 def test_any_file_system_takes_the_output(tmp_path, kts, format):
-    job = {"num_prompts": 6, "batch_size": 2, "steps": 2, "shard_size": 4, "format": format}
+    job = {"num_prompts": 6, "batch_size": 2, "num_inference_steps": 2, "shard_size": 4, "format": format}
     url = f"memory://bucket/{format}"
     generate(url, **job)
     generate(tmp_path / "disk", **job)
@@ -186,7 +215,7 @@ def test_any_file_system_takes_the_output(tmp_path, kts, format):
 
 
 def test_the_best_of_each_prompt_are_kept(tmp_path):
-    job = {"num_prompts": 3, "images_per_prompt": 5, "batch_size": 4, "steps": 3}
+    job = {"num_prompts": 3, "images_per_prompt": 5, "batch_size": 4, "num_inference_steps": 3}
     generate(tmp_path / "all", **job)
     everything = rows_of(tmp_path / "all")
     for lowest in (False, True):
@@ -206,7 +235,7 @@ def test_the_best_of_each_prompt_are_kept(tmp_path):
 def test_screening_walks_the_same_path_with_fewer_calls(tmp_path, models, prompts):
     # one sample a call, so that fewer of them change no bit
     job = {"model": str(models / "flux"), "prompts": prompts, "images_per_prompt": 4, "keep_top": 1, "batch_size": 1}
-    job |= {"height": 32, "width": 32, "steps": 5, "pipeline_args": SHORT, "preset": "balanced", "traces": True}
+    job |= {"height": 32, "width": 32, "num_inference_steps": 5, "pipeline_args": SHORT, "preset": "balanced", "traces": True}
     full = generate(tmp_path / "full", **job)
     screened = generate(tmp_path / "screened", screen_steps=2, **job)
     assert (full.calls, full.calls_saved) == (40, 0) and (screened.calls, screened.calls_saved) == (28, 12)
@@ -234,7 +263,7 @@ def test_screening_walks_the_same_path_with_fewer_calls(tmp_path, models, prompt
 def test_compile_and_half_precision_run(tmp_path, monkeypatch):
     compiled = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(type(self).__name__))
-    generate(tmp_path / "out", num_prompts=2, steps=2, dtype="bfloat16", compile=True)
+    generate(tmp_path / "out", num_prompts=2, num_inference_steps=2, dtype="bfloat16", compile=True)
     assert compiled == ["DiTTransformer2DModel"] and len(rows_of(tmp_path / "out")) == 2
 
 

@@ -1,79 +1,22 @@
 """``--push-to-hub`` against a small server that answers as the Hub's HTTP API does; no network."""
 
-import base64
-import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-
 import datasets
 import huggingface_hub
 import pytest
-from huggingface_hub import constants
+from hub_stand_in import hub  # noqa: F401 (fixture)
 
-JOB = ["--class-labels", "Bag,Coat,Shirt", "--images-per-prompt", 3, "--keep-top", 1, "--steps", 3, "--output", "out"]
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    """The stand-in: ``created`` repositories, and ``files`` committed. With ``refuses`` it answers 403."""
-
-    class Hub(BaseHTTPRequestHandler):
-        created: list[dict] = []
-        files: dict[str, bytes] = {}
-        refuses = False
-
-        def answer(self, value, code=200):
-            body = json.dumps(value).encode()
-            self.send_response(code)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def do_GET(self):
-            if Hub.refuses:
-                return self.answer({"error": "not yours"}, 403)
-            return self.answer({"id": "a/b", "sha": "0" * 40, "siblings": []})
-
-        def do_POST(self):
-            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            if Hub.refuses:
-                return self.answer({"error": "not yours"}, 403)
-            if self.path == "/api/repos/create":
-                Hub.created.append(json.loads(body))
-                return self.answer({"url": "https://huggingface.co/datasets/a/b"})
-            if self.path == "/api/validate-yaml":
-                return self.answer({"errors": [], "warnings": []})
-            if "/preupload/" in self.path:
-                asked = json.loads(body)["files"]
-                modes = [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False, "oid": None} for f in asked]
-                return self.answer({"files": modes})
-            if "/commit/" in self.path:
-                for line in map(json.loads, body.splitlines()):
-                    if line["key"] == "file":
-                        Hub.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
-                return self.answer(
-                    {"commitUrl": "https://huggingface.co/datasets/a/b/commit/1", "commitOid": "1" * 40, "success": True}
-                )
-            return self.answer({"error": self.path}, 404)
-
-        def log_message(self, *args):
-            pass
-
-    Hub.created, Hub.files = [], {}
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    for name, value in {"HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True}.items():
-        monkeypatch.setattr(constants, name, value)
-
-    class Api(huggingface_hub.HfApi):
-        def __init__(self):
-            super().__init__(endpoint=f"http://127.0.0.1:{server.server_port}", token="hf_none")
-
-    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
-    yield Hub
-    server.shutdown()
-    server.server_close()
+JOB = [
+    "--class-labels",
+    "Bag,Coat,Shirt",
+    "--images-per-prompt",
+    3,
+    "--keep-top",
+    1,
+    "--num-inference-steps",
+    3,
+    "--output",
+    "out",
+]
 
 
 def test_a_finished_data_set_goes_to_the_hub_with_its_card(kts, tmp_path, hub):
@@ -102,9 +45,25 @@ def test_a_finished_data_set_goes_to_the_hub_with_its_card(kts, tmp_path, hub):
 
 
 def test_a_hub_that_refuses_leaves_the_data_set_and_says_so(kts, tmp_path, hub):
-    hub.refuses = True
+    hub.refuses = ("POST",)
     code, _, err = kts("generate", *JOB, "--push-to-hub", "a/b")
     assert code == 2 and "the data set is complete, but a/b cannot be written" in err and "Traceback" not in err
     assert kts("verify", "out")[0] == 0
-    hub.refuses = False
+    hub.refuses = ()
     assert kts("generate", *JOB, "--push-to-hub", "a/b")[0] == 0 and "metadata.jsonl" in hub.files
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"refuses": ("GET",)}, "not yours"),
+        ({"user": {"name": "c", "orgs": [{"name": "d"}]}}, "belongs to none of c, d"),
+        ({"user": {"name": "a", "auth": {"accessToken": {"role": "read"}}}}, "may only read"),
+    ],
+)
+def test_a_hub_that_cannot_be_written_to_is_known_before_anything_is_drawn(kts, tmp_path, hub, change, words):
+    for name, value in change.items():
+        setattr(hub, name, value)
+    code, _, err = kts("generate", *JOB, "--push-to-hub", "a/b")
+    assert code == 2 and "a/b cannot be written" in err and words in err and "Traceback" not in err
+    assert not (tmp_path / "out").exists() and not hub.created

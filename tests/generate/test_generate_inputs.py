@@ -23,12 +23,12 @@ from tiny_pipelines import tiny_sd3
 
 from diffusers_kts import ClassConditionalFlowPipeline, embedded_model
 from diffusers_kts.generate import progress
-from diffusers_kts.generate.model import find_model, fingerprint
 from diffusers_kts.generate.settings import GenerateSettings
 from diffusers_kts.presets import PRESETS, Preset
+from diffusers_kts.sampling.find import find_model, fingerprint
 from diffusers_kts.sampling.prompts import Prompt, column_types, read_prompts
 
-SMALL = ["--num-prompts", 4, "--steps", 2]
+SMALL = ["--num-prompts", 4, "--num-inference-steps", 2]
 
 
 def read(path, **settings):
@@ -78,7 +78,7 @@ def test_a_column_is_of_one_kind_or_refused(values):
         ("p.txt", b"ok\n\xff\xfe\n", "p.txt, line 2 is not UTF-8"),
         ("p.txt", b"\n  \n", "holds no prompts"),
         ("p.jsonl", b'{"prompt": "a"}\n{"prompt": \n', "p.jsonl, line 2 is not JSON"),
-        ("p.jsonl", b'"a"\n', "line 1 is a str"),
+        ("p.jsonl", b'"a"\n', "line 1 is not JSON of one object (it holds a str"),
         ("p.jsonl", b'{"text": "a", "n": 1}\n', "no column 'prompt'; its columns: text, n"),
         ("p.jsonl", b'{"prompt": null}\n', "line 1: the prompt is None"),
         ("p.jsonl", b'{"prompt": "a", "x": 1}\n{"prompt": "b", "x": "y"}\n', "column 'x' is int"),
@@ -99,7 +99,7 @@ def test_unreadable_prompts_are_refused_with_the_line(kts, tmp_path, name, conte
     ("args", "words"),
     [
         ([], "no output"),
-        (["--output", "out", "--steps", "0"], "steps is 0"),
+        (["--output", "out", "--num-inference-steps", "0"], "steps is 0"),
         (["--output", "out", "--seed", "-1"], "seed is -1"),
         (["--output", "out", "--batch-size", "0"], "batch_size is 0"),
         (["--output", "out", "--format", "zip"], "choose one of imagefolder"),
@@ -129,10 +129,13 @@ def test_unreadable_prompts_are_refused_with_the_line(kts, tmp_path, name, conte
         (["--output", "memory://x", "--push-to-hub", "a/b"], "needs a local output"),
         (["--output", "nope://x"], "cannot be opened"),
         (["--output", "full"], "is not empty (it holds mine.txt)"),
-        (["--output", "out", "--config", "bad.yaml"], "a setting 'step', which does not exist; did you mean 'steps'"),
+        (
+            ["--output", "out", "--config", "bad.yaml"],
+            "a setting 'step', which does not exist; did you mean 'num_inference_steps'",
+        ),
         (["--output", "out", "--config", "none.yaml"], "none.yaml cannot be read"),
         (["--output", "out", "--images-per-prompt", "4", "--keep-top", "1", "--screen-steps", "2"], "has 2 steps"),
-        (["--output", "out", "--steps", "many"], "valid integer"),
+        (["--output", "out", "--num-inference-steps", "many"], "valid integer"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_written(kts, tmp_path, args, words):
@@ -156,7 +159,16 @@ def test_models_that_are_no_flow_or_too_large_are_refused(kts, tmp_path, monkeyp
     weights = next(broken.glob("transformer/*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:1000])
     (tmp_path / "p.txt").write_text("a fox")
-    prompts = ["--prompts", "p.txt", "--output", "out", "--steps", 2, "--pipeline-args", "{max_sequence_length: 32}"]
+    prompts = [
+        "--prompts",
+        "p.txt",
+        "--output",
+        "out",
+        "--num-inference-steps",
+        2,
+        "--pipeline-args",
+        "{max_sequence_length: 32}",
+    ]
     for model, more, words in (
         ("pndm", prompts, "not flow matching"),
         ("flow", [*prompts, "--height", 33], "divisible by"),
@@ -195,9 +207,9 @@ def test_a_model_of_the_hub_is_found_in_the_cache(tmp_path, monkeypatch):
     ("change", "words"),
     [
         (["--seed", 1], "seed is 0 there, 1 now"),
-        (["--steps", 3], "steps is 2 there, 3 now"),
+        (["--num-inference-steps", 3], "steps is 2 there, 3 now"),
         (["--model", "memorizing"], "weights is"),
-        (["--class-labels", "1,2,3,4"], "prompts is"),
+        (["--class-labels", "1,2,3,4"], "prompt 1 is [0, {}] there, [1, {}] now"),
         (["--batch-size", 2], "batch_size is 8 there, 2 now"),
         (["--touchdown", 0.5], "touchdown is None there, 0.5 now"),
         (["--pipeline-args", "{sigmas: [1.0, 0.5]}"], "pipeline_args is"),
@@ -205,7 +217,7 @@ def test_a_model_of_the_hub_is_found_in_the_cache(tmp_path, monkeypatch):
     ],
 )
 def test_other_settings_in_the_same_folder_are_refused(kts, tmp_path, change, words):
-    base = {"--output": "out", "--class-labels": "0,1,2,3", "--steps": 2}
+    base = {"--output": "out", "--class-labels": "0,1,2,3", "--num-inference-steps": 2}
     assert kts("generate", *(x for pair in base.items() for x in pair))[0] == 0
     before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
     changed = base | {change[0]: change[1]}
@@ -216,9 +228,9 @@ def test_other_settings_in_the_same_folder_are_refused(kts, tmp_path, change, wo
 
 def test_saved_settings_make_the_same_again(kts, tmp_path):
     (tmp_path / "c.yaml").write_text("steps: 9\nbeta-0: 1e-2\nnum_prompts: 3\npipeline_args: {sigmas: [1.0, 0.5]}\n")
-    assert kts("generate", "--config", "c.yaml", "--output", "a", "--seed", 4, "--steps", 2)[0] == 0
+    assert kts("generate", "--config", "c.yaml", "--output", "a", "--seed", 4, "--num-inference-steps", 2)[0] == 0
     saved = yaml.safe_load((tmp_path / "a/config.yaml").read_text())
-    assert (saved["steps"], saved["seed"], saved["beta_0"]) == (2, 4, 0.01)
+    assert (saved["num_inference_steps"], saved["seed"], saved["beta_0"]) == (2, 4, 0.01)
     assert set(saved) == {field.name for field in dataclasses.fields(GenerateSettings)}
     assert kts("generate", "--config", "a/config.yaml", "--output", "b")[0] == 0
     assert (tmp_path / "a/metadata.jsonl").read_bytes() == (tmp_path / "b/metadata.jsonl").read_bytes()
@@ -227,8 +239,8 @@ def test_saved_settings_make_the_same_again(kts, tmp_path):
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"steps": 2.5}, "steps is 2.5; give a whole number or nothing"),
-        ({"steps": True}, "steps is True"),
+        ({"num_inference_steps": 2.5}, "steps is 2.5; give a whole number or nothing"),
+        ({"num_inference_steps": True}, "steps is True"),
         ({"beta_0": "x"}, "beta_0 is 'x'; give a finite number or nothing"),
         ({"beta_0": float("nan")}, "beta_0 is nan"),
         ({"traces": "yes"}, "traces is 'yes'; give true or false"),
@@ -251,7 +263,18 @@ def test_a_missing_package_is_named_before_anything_is_written(kts, tmp_path, mo
 
 
 def test_a_dry_run_tells_and_writes_nothing(kts, tmp_path):
-    job = ["--class-labels", "Bag,Coat", "--images-per-prompt", 6, "--keep-top", 2, "--batch-size", 4, "--steps", 2]
+    job = [
+        "--class-labels",
+        "Bag,Coat",
+        "--images-per-prompt",
+        6,
+        "--keep-top",
+        2,
+        "--batch-size",
+        4,
+        "--num-inference-steps",
+        2,
+    ]
     code, out, _ = kts("generate", *job, "--dry-run", "--output", "out")
     assert code == 0 and not (tmp_path / "out").exists()
     assert "12 samples of 28 x 28 pixels: 2 prompts, 6 each, 2 kept." in out and "2 blocks of 6 samples, 4 in a call." in out
@@ -319,11 +342,11 @@ def test_a_tuned_preset_is_taken_from_its_file(tmp_path):
     path = tmp_path / "preset.json"
     Preset("tuned", "kts tune", 12, alpha_0=0.02, touchdown=0.9).save(path)
     taken = GenerateSettings(output="out", preset=str(path), beta_0=0.01)
-    assert taken.steps == 12 and taken.preset is None
-    assert taken.shaping == PRESETS["off"] | {"alpha_0": 0.02, "touchdown": 0.9, "beta_0": 0.01}
-    assert GenerateSettings(output="out", preset=str(path), steps=7).steps == 7
+    assert taken.num_inference_steps == 12 and taken.preset is None
+    assert taken.shaping.to_dict() == PRESETS["off"] | {"alpha_0": 0.02, "touchdown": 0.9, "beta_0": 0.01}
+    assert GenerateSettings(output="out", preset=str(path), num_inference_steps=7).num_inference_steps == 7
     path.write_text("{}")
-    with pytest.raises(ValueError, match="is no preset"):
+    with pytest.raises(ValueError, match="is not a preset"):
         GenerateSettings(output="out", preset=str(path))
     with pytest.raises(FileNotFoundError, match=r"gone.json does not exist"):
         GenerateSettings(output="out", preset="gone.json")

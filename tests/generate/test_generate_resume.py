@@ -21,7 +21,7 @@ from diffusers_kts.generate.storage import Store
 from diffusers_kts.generate.verify import inspect_output
 
 KILLS = 25  # of each format
-JOB = {"num_prompts": 21, "batch_size": 2, "steps": 4, "traces": True}
+JOB = {"num_prompts": 21, "batch_size": 2, "num_inference_steps": 4, "traces": True}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -72,20 +72,21 @@ def test_accelerate_launch_gives_the_same_bytes(whole, tmp_path):
 
 @pytest.mark.parametrize("format", ["imagefolder", "webdataset"])
 def test_killed_at_random_moments(format, tmp_path):
-    job = {"num_prompts": 96, "batch_size": 2, "steps": 2, "format": format, "shard_size": 4}
+    job = {"num_prompts": 96, "batch_size": 2, "num_inference_steps": 2, "format": format, "shard_size": 4}
     assert worker.run(job | {"output": str(tmp_path / "whole")}) == 0
     folder, moments, killed = tmp_path / "out", random.Random(0), 0
     while killed < KILLS:
         drawing = worker.CONTEXT.Event()
         process = worker.start(job | {"output": str(folder)}, drawing)
-        assert drawing.wait(60)
+        while not drawing.wait(0.1) and process.is_alive():
+            pass  # one that finds every block drawn only puts the tables together
         time.sleep(moments.uniform(0, 0.12))
         process.kill()
         process.join()
         killed += process.exitcode == -9
         found = look(folder)
         assert not found.damaged
-        if not found.missing:  # it was faster: once more
+        if found.complete:  # it was faster: once more
             assert tree(folder) == tree(tmp_path / "whole")
             shutil.rmtree(folder)
     assert worker.run(job | {"output": str(folder)}) == 0
@@ -159,7 +160,7 @@ def test_damage_is_named_and_made_good(kts, whole, copy, harm, name, words):
 
 def test_what_a_crash_has_begun_is_cleared_away(whole, copy):
     (copy / ".kts/blocks/00000002.json").unlink()
-    (copy / ".kts/partial").mkdir()
+    (copy / ".kts/partial").mkdir(exist_ok=True)
     (copy / ".kts/partial/0123").write_text("half a fi")
     assert worker.run(JOB | {"output": str(copy)}) == 0
     assert tree(copy) == tree(whole)
@@ -188,7 +189,7 @@ def test_a_block_that_diverges_is_named_and_the_others_go_on(tmp_path, kts):
     with torch.no_grad():
         next(w for n, w in pipe.transformer.named_parameters() if "embedding_table" in n)[3] = torch.nan
     pipe.save_pretrained(tmp_path / "model")
-    job = ["--model", tmp_path / "model", "--class-labels", "0,1,2,3,4,5", "--batch-size", 2, "--steps", 2]
+    job = ["--model", tmp_path / "model", "--class-labels", "0,1,2,3,4,5", "--batch-size", 2, "--num-inference-steps", 2]
     for _ in range(2):  # the second run tries the block again
         code, out, err = kts("generate", "--output", "out", *job)
         assert code == 3 and "block 1 (samples 2 to 3): the velocity was not finite for sample 3 from step 0" in out

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import ExifTags, Image
 
+from diffusers_kts.evaluate.job import evaluate
 from diffusers_kts.generate import run_generate
 from diffusers_kts.generate.settings import GenerateSettings
 from diffusers_kts.images.image_sets import KEPT, open_images
@@ -32,7 +33,7 @@ def save(folder, arrays):
 def drawn(tmp_path_factory):
     folder = tmp_path_factory.mktemp("drawn")
     for format in FORMATS:
-        job = {"num_prompts": 5, "steps": 2, "batch_size": 2, "shard_size": 2, "format": format}
+        job = {"num_prompts": 5, "num_inference_steps": 2, "batch_size": 2, "shard_size": 2, "format": format}
         assert run_generate(GenerateSettings(output=str(folder / format), **job)).complete
     return folder
 
@@ -94,6 +95,14 @@ def test_grey_and_colour_sizes_and_cameras(tmp_path):
     assert np.array_equal(pixels(turned)[0].permute(1, 2, 0).numpy(), np.rot90(COLOUR[0], -1))
 
 
+def test_an_unfinished_output_is_not_measured(tmp_path, drawn):
+    shutil.copytree(drawn / "webdataset", tmp_path / "set")
+    (tmp_path / "set" / ".kts" / "assembled.json").unlink()
+    for options in ({"reference": drawn / "imagefolder"}, {"training_images": tmp_path / "set"}):
+        with pytest.raises(ValueError, match="not finished"):
+            evaluate(tmp_path / "set" if "reference" in options else drawn / "imagefolder", **options)
+
+
 def broken(folder, drawn):
     save(folder, COLOUR[:2])
     (folder / "x.png").write_bytes(b"text")
@@ -107,11 +116,6 @@ def cut(folder, drawn):
 
 def mixed(folder, drawn):
     save(folder, [COLOUR[0], COLOUR[1, :4]])
-
-
-def unfinished(folder, drawn):
-    shutil.copytree(drawn / "webdataset", folder)
-    (folder / ".kts" / "assembled.json").unlink()
 
 
 def nameless(folder, drawn):
@@ -159,7 +163,6 @@ def no_images(path, drawn):
         (broken, "x.png in .* cannot be read as a picture"),
         (cut, "1.png in .* cannot be read as a picture"),
         (mixed, "2 sizes .*--image-size"),
-        (unfinished, "not finished"),
         (nameless, "line 1 of .* file_name"),
         (films, "holds videos"),
         (half_a_shard, "0.tar cannot be read"),

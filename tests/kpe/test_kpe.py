@@ -1,6 +1,7 @@
 """KPE: closed-form energies with their order of convergence, layouts, bad numbers, files."""
 
 import copy
+import json
 import math
 import warnings
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from diffusers_kts import PRESETS, KPETrace, KTSFlowMatchScheduler
 
@@ -176,13 +178,39 @@ def test_saved_records_come_back_and_others_are_refused(tmp_path):
         path.write_bytes(whole[:cut])
         with pytest.raises(ValueError, match="damaged"):
             KPETrace.load(path)
-    from safetensors.torch import save_file
-
     save_file({"power": torch.ones(2)}, path)
-    with pytest.raises(ValueError, match="no energy record"):
+    with pytest.raises(ValueError, match="not an energy record"):
         KPETrace.load(path)
     with pytest.raises(FileNotFoundError, match="does not exist"):
         KPETrace.load(tmp_path / "nothing")
+
+
+def test_a_flipped_bit_and_metadata_of_a_wrong_type_are_found(tmp_path):
+    trace, path = measure(torch.randn(3, 4), lambda x, t: x, 6), tmp_path / "run.safetensors"
+    trace.save(path)
+    whole = bytearray(path.read_bytes())
+    start = 8 + int.from_bytes(whole[:8], "little")
+    for at in (start, start + 17, len(whole) - 1, bytes(whole).index(b"tau_split") + 13):
+        flipped = bytearray(whole)
+        flipped[at] ^= 4
+        path.write_bytes(flipped)
+        with pytest.raises(ValueError, match="damaged"):
+            KPETrace.load(path)
+    tensors = {"power": trace.power, "sigmas": trace.sigmas, "t": trace.t, "gains": trace.gains}
+    about = {"tau_split": 0.6, "d": 4, "stream": "scheduler", "run": 0, "settings": {}, "quadrature": "left"}
+    metadata = {"format": "diffusers-kts/kpe", "version": "1"}
+    save_file(tensors, path, metadata=metadata | {"trace": json.dumps(about)})
+    assert torch.equal(KPETrace.load(path).power, trace.power)  # as releases before the checksum wrote it
+    for wrong in ({"d": "4"}, {"settings": []}, {"tau_split": None}, {"stream": 3}, {"run": True}, {"quadrature": "right"}):
+        save_file(tensors, path, metadata=metadata | {"trace": json.dumps(about | wrong)})
+        with pytest.raises(ValueError, match="damaged energy record"):
+            KPETrace.load(path)
+
+
+def test_a_record_is_saved_as_what_its_name_says(tmp_path):
+    with pytest.raises(ValueError, match=r"to_csv"):
+        measure(torch.randn(3, 4), lambda x, t: x, 6).save(tmp_path / "kpe.csv")
+    assert not list(tmp_path.iterdir())
 
 
 def test_records_of_batches_join():

@@ -83,14 +83,14 @@ def test_no_velocity_is_kept_once_the_run_is_over_and_copies_go_on_alone(noise):
     for other in (scheduler, twin):
         y = x
         for timestep in scheduler.timesteps[1:]:
-            assert other._kpe_recorder.runs[-1].last_velocity is not None
+            assert other.recorder.runs[-1].last_velocity is not None
             y = other.step(field(y, 0.5), timestep, y)[0]
-        assert other._kpe_recorder.runs[-1].last_velocity is None
+        assert other.recorder.runs[-1].last_velocity is None
     assert twin.record_turn and torch.equal(twin.kpe.turn, scheduler.kpe.turn)
     scheduler.set_timesteps(3)
     scheduler.step(x, scheduler.timesteps[0], x)
     scheduler.set_timesteps(3)  # a run that was left early
-    assert all(run.last_velocity is None for run in scheduler._kpe_recorder.runs)
+    assert all(run.last_velocity is None for run in scheduler.recorder.runs)
 
 
 def test_a_velocity_that_its_owner_writes_over_is_not_lost():

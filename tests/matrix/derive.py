@@ -59,7 +59,7 @@ def _classes(folder: Path, pattern: str) -> Iterator[tuple[str, str, list[str], 
 
 
 def _is_flow(names: list[str]) -> bool:
-    return any(FLOW.fullmatch(name) for name in names) or bool(names) and set(names) <= EITHER
+    return any(FLOW.fullmatch(name) for name in names) or (bool(names) and set(names) <= EITHER)
 
 
 def _standard(folder: Path) -> Iterator[FlowPipeline]:

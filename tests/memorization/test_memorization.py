@@ -11,13 +11,12 @@ from scipy.stats import binom
 
 from diffusers_kts.memorization.fraction import (
     bootstrap_interval,
-    distinct_images,
     measure_memorization,
     memorized,
     memorized_fraction,
-    nearest_neighbors,
     paired_difference,
 )
+from diffusers_kts.memorization.neighbors import distinct_images, nearest_neighbors
 
 
 def brute_force(samples, training, k):

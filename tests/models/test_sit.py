@@ -233,7 +233,7 @@ def changed(name, change):
 WRONG = {
     "code": (lambda state: state | {"extra": Malicious()}, "holds more than tensors"),
     "list": (lambda state: list(state.values()), "holds a list, no weights by name"),
-    "no moving average": (lambda state: {"model": state, "opt": {}}, "holds model, opt, no weights by name"),
+    "no moving average": (lambda state: {"net": state, "opt": {}}, "holds net, opt, no weights by name"),
     "empty": (lambda state: {}, "no weights of SiT"),
     "other network": (lambda state: {"conv1.weight": torch.zeros(3, 3)}, "no weights of SiT, which have x_embedder"),
     "other path": (lambda state: {"ema": state, "args": argparse.Namespace(path_type="GVP")}, "path_type 'GVP'"),
@@ -312,7 +312,7 @@ def test_names_of_classes(tmp_path):
 
 def test_names_of_imagenet_come_with_torchvision():
     names = class_names(None, 1000)
-    assert not names or names[207] == "golden retriever" and len({name.lower() for name in names.values()}) == 1000
+    assert not names or (names[207] == "golden retriever" and len({name.lower() for name in names.values()}) == 1000)
     assert not any("," in name or name.isdecimal() for name in names.values())  # as --class-labels separates and reads them
 
 
@@ -323,11 +323,11 @@ def test_convert_diagnose_generate_evaluate(kts, files, reference):
     (files / "labels.txt").write_text("\n".join(labels))
     code, out, _ = kts("convert-sit", files / "SiT-S-8.pt", "sit", "--vae", files / "vae", "--labels", files / "labels.txt")
     assert code == 0 and "SiT-S/8: 33.0 million parameters, images of 256x256, classes by name or number" in out
-    code, out, _ = kts("doctor", "--model", "sit", "--steps", 4)
+    code, out, _ = kts("doctor", "--model", "sit", "--num-inference-steps", 4)
     assert code == 0 and "use: KTSFlowMatchScheduler" in out and "shaped: energy per dim" in out
     code, out, _ = kts(
         *("generate", "--model", "sit", "--class-labels", "Golden Retriever,3,5,8", "--output", "samples"),
-        *("--steps", 2, "--guidance-scale", 1.5, "--preset", "quality", "--seed", 3),
+        *("--num-inference-steps", 2, "--guidance-scale", 1.5, "--preset", "quality", "--seed", 3),
         *("--pipeline-args", "{guidance_channels: 3}"),
     )
     assert code == 0 and "Complete: 4 samples" in out
@@ -354,3 +354,19 @@ def test_convert_diagnose_generate_evaluate(kts, files, reference):
     )
     with open("scores/evaluation.json") as report:
         assert code == 0 and set(json.load(report)["metrics"]) >= {"fd", "kpe"}
+
+
+@pytest.mark.parametrize("key", ["ema_model", "model"])
+def test_weights_of_wrapped_models_are_taken(tmp_path, key):
+    state = random_sit("S", 8).state_dict()
+    torch.save({key: {f"module._orig_mod.{name}": value for name, value in state.items()}}, tmp_path / "weights.pt")
+    convert_sit(tmp_path / "weights.pt", tmp_path / "out", vae=None)
+    loaded = ClassConditionalFlowPipeline.from_pretrained(tmp_path / "out").transformer
+    assert not loaded.config.reversed_time
+
+
+def test_the_settings_of_repa_say_that_time_is_reversed(tmp_path):
+    state = random_sit("S", 8).state_dict()  # without its projectors
+    torch.save({"ema": state, "args": argparse.Namespace(prediction="v")}, tmp_path / "weights.pt")
+    convert_sit(tmp_path / "weights.pt", tmp_path / "out", vae=None)
+    assert ClassConditionalFlowPipeline.from_pretrained(tmp_path / "out").transformer.config.reversed_time

@@ -61,7 +61,7 @@ def test_a_scheduler_set_on_the_combined_visualcloze_pipeline_alone_is_never_ask
 
 
 def test_the_support_table_lists_every_class():
-    table = (Path(__file__).parents[2] / "docs" / "PIPELINES.md").read_text("utf-8")
+    table = (Path(__file__).parents[2] / "docs" / "pipelines.md").read_text("utf-8")
     listed = re.findall(r"^\| (\w+(?:Pipeline|Refiner)) \|", table, re.M)
     assert sorted(listed) == sorted(flow_pipelines()), "run python tools/pipeline_support.py"
 

@@ -1,6 +1,7 @@
 """KPEMonitorPipeline and KPECallback on real pipelines with tiny random weights."""
 
 import copy
+import functools
 import inspect
 import json
 import subprocess
@@ -19,6 +20,7 @@ from diffusers import (
     FlowMatchLCMScheduler,
     FluxPipeline,
     LTXEulerAncestralRFScheduler,
+    PiflowScheduler,
     PNDMScheduler,
     StableDiffusion3Pipeline,
 )
@@ -198,7 +200,7 @@ def test_scheduler_is_restored_when_the_run_fails():
     with pytest.raises(KeyboardInterrupt):
         monitor(**call_kwargs("sd3", callback_on_step_end=fail))
     assert type(pipe.scheduler) is FlowMatchEulerDiscreteScheduler
-    assert "_kpe_recorder" not in vars(pipe.scheduler)
+    assert "recorder" not in vars(pipe.scheduler)
     assert monitor.kpe.num_steps == 2  # what was measured before the failure is there
 
 
@@ -334,7 +336,7 @@ def test_what_cannot_be_monitored_is_refused_before_any_work(tmp_path):
     with pytest.raises(ValueError, match="or for a diffusion model a DDIMScheduler"):
         KPEMonitorPipeline.from_pipe(pipe)
     (tmp_path / "model_index.json").write_text("{")
-    with pytest.raises(ValueError, match="no pipeline folder"):
+    with pytest.raises(ValueError, match="not a pipeline folder"):
         KPEMonitorPipeline.from_pretrained(tmp_path)
 
 
@@ -343,3 +345,53 @@ def test_nothing_is_warned_on_a_plain_run():
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
         monitor(**call_kwargs("sd3"))
+
+
+class Star(FlowMatchEulerDiscreteScheduler):
+    def step(self, *args, **kwargs):
+        return super().step(*args, **kwargs)
+
+
+class Renamed(FlowMatchEulerDiscreteScheduler):
+    def step(self, noise_pred, timestep, latents, return_dict=True):
+        return super().step(noise_pred, timestep, latents, return_dict=return_dict)
+
+
+def patched(name):
+    def make(config):
+        scheduler = FlowMatchEulerDiscreteScheduler.from_config(config)
+        setattr(
+            scheduler, name, functools.wraps(own := getattr(scheduler, name))(lambda *args, **kwargs: own(*args, **kwargs))
+        )
+        return scheduler
+
+    return make
+
+
+@pytest.mark.parametrize("make", [Star.from_config, Renamed.from_config, patched("step"), patched("set_timesteps")])
+def test_schedulers_whose_methods_somebody_has_wrapped_are_measured(make):
+    plain = KPEMonitorPipeline.from_pipe(tiny_sd3())
+    plain(**call_kwargs("sd3"))
+    pipe = tiny_sd3()
+    pipe.scheduler = make(pipe.scheduler.config)
+    before = dict(vars(pipe.scheduler))
+    monitor = KPEMonitorPipeline.from_pipe(pipe)
+    monitor(**call_kwargs("sd3"))
+    assert torch.equal(monitor.kpe.power, plain.kpe.power) and monitor.kpe.t.tolist() == plain.kpe.t.tolist()
+    assert {name for name in before if callable(before[name])} <= vars(pipe.scheduler).keys()
+    assert not hasattr(pipe.scheduler, "recorder")
+
+
+def test_the_monitor_is_put_around_the_pipeline_that_auto_pipeline_makes():
+    """AutoPipeline builds the plain class anew; the monitor goes around what it returns."""
+    monitor = KPEMonitorPipeline.from_pipe(tiny_sd3())
+    again = KPEMonitorPipeline.from_pipe(AutoPipelineForText2Image.from_pipe(monitor))
+    again(**call_kwargs("sd3"))
+    assert again.kpe.num_steps == 4
+
+
+def test_a_scheduler_without_one_velocity_is_named():
+    pipe = tiny_sd3()
+    pipe.scheduler = PiflowScheduler()
+    with pytest.raises(ValueError, match="PiflowScheduler, whose energy cannot be measured: its network predicts a grid"):
+        KPEMonitorPipeline.from_pipe(pipe)

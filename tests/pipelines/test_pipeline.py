@@ -3,9 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKL, DiffusionPipeline, DiTTransformer2DModel, FlowMatchEulerDiscreteScheduler
+from tiny_pipelines import _image_vae
 
 from diffusers_kts import ClassConditionalFlowPipeline, KPEMonitorPipeline, KTSFlowMatchScheduler, embedded_model
-from diffusers_kts.models import NAMES
+from diffusers_kts.models import CLASS_CONDITIONAL
+from diffusers_kts.pipelines.loading import load_pipeline
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +110,7 @@ def test_a_name_is_refused_where_classes_have_none(generalizing):
         pipe("Bag")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CLASS_CONDITIONAL)
 def test_embedded_models_are_small_and_draw_pictures(name):
     weights = embedded_model(name) / "transformer" / "diffusion_pytorch_model.safetensors"
     assert weights.stat().st_size <= 8 * 2**20
@@ -127,3 +130,41 @@ def test_guidance_is_refused_where_it_was_not_trained():
         assert data["images"].dtype == np.uint8 and len(data["images"]) == len(data["labels"]) >= 256
     with pytest.raises(ValueError, match="memorizing, generalizing"):
         embedded_model("memorising")
+
+
+@pytest.mark.parametrize(
+    "config", [{}, {"shift_factor": 1.5}, {"latents_mean": [0.1, 0.2, 0.3, 0.4], "latents_std": [1.0, 2.0, 0.5, 1.5]}]
+)
+def test_latents_are_decoded_as_the_vae_was_trained(config):
+    torch.manual_seed(0)
+    network = DiTTransformer2DModel(
+        sample_size=16, in_channels=4, out_channels=4, num_layers=1, attention_head_dim=8, num_attention_heads=2,
+        num_embeds_ada_norm=10, norm_num_groups=1,
+    )  # fmt: skip
+    settings = {key: value for key, value in _image_vae().config.items() if not key.startswith("_")}
+    vae = AutoencoderKL(**settings | {"scaling_factor": 0.7} | config).eval()
+    pipe = ClassConditionalFlowPipeline(network.eval(), FlowMatchEulerDiscreteScheduler(), vae)
+    pipe.set_progress_bar_config(disable=True)
+    latents, images = (
+        pipe([1], num_inference_steps=3, generator=torch.Generator().manual_seed(0), output_type=kind).images
+        for kind in ("latent", "pt")
+    )
+    states = latents / 0.7
+    if "latents_mean" in config:
+        mean, std = (torch.tensor(config[name]).view(1, -1, 1, 1) for name in ("latents_mean", "latents_std"))
+        states = states * std + mean
+    with torch.no_grad():
+        right = vae.decode(states + (vae.config.shift_factor or 0.0))[0]
+    torch.testing.assert_close(images, (right / 2 + 0.5).clamp(0, 1))
+
+
+def test_a_saved_pipeline_loads_in_plain_diffusers_with_its_code(tmp_path):
+    ClassConditionalFlowPipeline.from_pretrained(embedded_model()).save_pretrained(tmp_path / "one")
+    for folder in ("one", "two"):  # also one that was loaded and saved again
+        assert type(ClassConditionalFlowPipeline.from_pretrained(tmp_path / folder)) is ClassConditionalFlowPipeline
+        assert type(load_pipeline(tmp_path / folder)) is ClassConditionalFlowPipeline
+        with pytest.raises(ValueError, match="trust_remote_code=True"):
+            DiffusionPipeline.from_pretrained(tmp_path / folder)
+        plain = DiffusionPipeline.from_pretrained(tmp_path / folder, trust_remote_code=True)
+        assert type(plain).__name__ == "ClassConditionalFlowPipeline" and plain(1, num_inference_steps=2).images
+        plain.save_pretrained(tmp_path / "two")

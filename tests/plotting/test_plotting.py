@@ -6,7 +6,8 @@ import torch
 from matplotlib.figure import Figure
 
 from diffusers_kts import KPETrace
-from diffusers_kts.plotting import plot_neighbors, plot_power, plot_samples
+from diffusers_kts.kpe.plot import plot_power
+from diffusers_kts.plotting import plot_neighbors, plot_samples
 
 
 @pytest.fixture

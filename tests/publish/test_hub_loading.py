@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_publish import RESULTS
 from tiny_pipelines import call_kwargs, tiny_sd3
 
 from diffusers_kts import PRESETS, ClassConditionalFlowPipeline, KPEMonitorPipeline, KTSFlowMatchScheduler, embedded_model
 from diffusers_kts.publish.job import PublishSettings, run_publish
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
 
 @pytest.fixture(scope="module")

@@ -1,17 +1,21 @@
-"""``kts card`` and ``kts publish``: cards from measured numbers, folders as they go up, refusals, and the upload itself."""
+"""``tools/cards.py`` and ``kts publish``: cards from measured numbers, folders as they go up, refusals, the upload itself."""
 
+import io
 import json
+import pickle
 import re
+import runpy
 import shutil
 import subprocess
 import sys
+import tomllib
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import pytest
-import tomllib
+from hub_stand_in import hub  # noqa: F401 (fixture)
 from huggingface_hub import DatasetCard, ModelCard, SpaceCard
-from test_generate_hub import hub  # noqa: F401 (fixture)
 
 from diffusers_kts.publish.cards import KINDS, card
 from diffusers_kts.publish.job import PublishSettings, run_publish
@@ -25,7 +29,7 @@ CARDS = ROOT / "model_cards"
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "dataset"])
 def test_cards_are_what_the_results_say(kind):
-    assert (CARDS / f"{kind}.md").read_text() == card(kind, RESULTS).text, f"run kts card --overwrite {kind}"
+    assert (CARDS / f"{kind}.md").read_text() == card(kind, RESULTS).text, f"run python tools/cards.py --overwrite {kind}"
     for picture in card(kind, RESULTS).pictures:
         assert (CARDS / picture).stat().st_size < 300_000
     assert not unsourced_numbers((CARDS / f"{kind}.md").read_text(), RESULTS.glob("*.json"))
@@ -60,25 +64,42 @@ def test_space_files_agree_with_the_package():
     assert SpaceCard((CARDS / "space.md").read_text()).data.sdk_version == version("gradio")
 
 
-def test_a_number_without_a_source_is_refused(kts, tmp_path):
+@pytest.fixture
+def cards(monkeypatch, capsys, tmp_path):
+    """Run ``python tools/cards.py ...`` in an empty folder; returns exit code and standard error."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*args):
+        monkeypatch.setattr(sys, "argv", ["cards.py", *map(str, args)])
+        try:
+            runpy.run_path(str(ROOT / "tools" / "cards.py"), run_name="__main__")
+            code = 0
+        except SystemExit as stop:
+            code = stop.code
+        return code, capsys.readouterr().err
+
+    return run
+
+
+def test_a_number_without_a_source_is_refused(cards, tmp_path):
     measured = tmp_path / "results"
     shutil.copytree(RESULTS, measured)
     stored = json.loads((measured / "embedded_models.json").read_text())
     del stored["memorizing"]["presets"]
     (measured / "embedded_models.json").write_text(json.dumps(stored))
-    code, _, err = kts("card", "memorizing", "--results", measured)
+    code, err = cards("memorizing", "--results", measured)
     assert code == 2 and "memorizing / presets" in err and not (tmp_path / "model_cards").exists()
-    code, _, err = kts("card", "scheduler", "--results", tmp_path)
+    code, err = cards("scheduler", "--results", tmp_path)
     assert code == 2 and "embedded_models.json is missing" in err
 
 
-def test_a_card_is_replaced_on_request_only(kts, tmp_path):
+def test_a_card_is_replaced_on_request_only(cards, tmp_path):
     (tmp_path / "model_cards").mkdir()
     (tmp_path / "model_cards/scheduler.md").write_text("mine")
-    code, _, err = kts("card", "scheduler", "--results", RESULTS)
+    code, err = cards("scheduler", "--results", RESULTS)
     assert code == 2 and "scheduler.md exists; add --overwrite" in err
     assert (tmp_path / "model_cards/scheduler.md").read_text() == "mine"
-    assert kts("card", "scheduler", "--results", RESULTS, "--overwrite")[0] == 0
+    assert cards("scheduler", "--results", RESULTS, "--overwrite")[0] == 0
 
 
 def test_figures_are_held_against_their_source(tmp_path):
@@ -99,6 +120,12 @@ def published_model(tmp_path_factory):
 SECRET = "hf_" + "a" * 34
 
 
+def archive():
+    data = io.BytesIO()
+    np.savez(data, images=np.array([{}], dtype=object))
+    return data.getvalue()
+
+
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
@@ -108,6 +135,11 @@ SECRET = "hf_" + "a" * 34
         ("log.txt", "saved to /home/someone/out", "/home/someone, a path of one machine"),
         (".env", "A=1", "private by its name"),
         ("weights.bin", "0", "is a pickle"),
+        ("weights.safetensors", pickle.dumps({"a": 1}), "weights.safetensors is a pickle"),
+        ("a.npz", archive(), "a.npz is a pickle"),
+        ("run.ipynb", "{}", "run.ipynb is none of what a published folder is made of"),
+        ("run.sh", f"export HF_TOKEN={SECRET}", "run.sh line 1 holds a Hugging Face token"),
+        ("LICENSE.xml", SECRET.encode("utf-16"), "LICENSE.xml line 1 holds a Hugging Face token"),
         ("README.md", "# A model\n\nF_mem 31.2 %.\n", "README.md line 3 says 31.2"),
     ],
 )
@@ -116,7 +148,7 @@ def test_what_must_not_go_up(kts, tmp_path, published_model, name, content, word
     shutil.copytree(published_model, folder)
     if name == "README.md":  # as it is, it goes through, as a folder of the user's own
         assert kts("publish", "model", "--source", folder, "--dry-run", "--output", "first")[0] == 0
-    (folder / name).write_text(content)
+    (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     code, _, err = kts("publish", "model", "--source", folder, "--dry-run", "--output", "again")
     assert code == 2 and words in err and "Traceback" not in err and SECRET not in err
     assert not (tmp_path / "again").exists()
@@ -150,22 +182,26 @@ def test_space_folder_is_whole(kts, tmp_path):
 def test_a_data_set_needs_a_finished_job(kts, tmp_path):
     code, _, err = kts("publish", "dataset", "--source", tmp_path, "--dry-run")
     assert code == 2 and "no finished output of kts generate" in err
-    assert kts("generate", "--class-labels", "Bag,Coat", "--steps", 2, "--output", "out")[0] == 0
+    assert kts("generate", "--class-labels", "Bag,Coat", "--num-inference-steps", 2, "--output", "out")[0] == 0
     code, out, err = kts("publish", "dataset", "--source", "out", "--dry-run")
     assert code == 0 and ".kts" not in out, err
     assert DatasetCard.load(tmp_path / "kts-publish" / "README.md").data.configs
 
 
-def test_upload(kts, tmp_path, hub):  # noqa: F811
+def test_upload(kts, tmp_path, hub):
     code, out, err = kts("publish", "scheduler", "--repo", "a/b", "--results", RESULTS)
     assert code == 0 and "Uploaded to http" in out, err
     sent = {str(p.relative_to(tmp_path / "kts-publish")) for p in (tmp_path / "kts-publish").rglob("*") if p.is_file()}
     assert set(hub.files) == sent and hub.created[0]["visibility"] == "private"
     assert hub.files["scheduler/diffusers_kts.py"] == (tmp_path / "kts-publish/scheduler/diffusers_kts.py").read_bytes()
-    hub.refuses = True
+    hub.refuses = ("POST",)
     code, _, err = kts("publish", "scheduler", "--repo", "a/b", "--results", RESULTS, "--output", "other")
     assert code == 2 and "other is complete, but a/b cannot be written" in err
-    hub.refuses = False
+    hub.refuses = ()
+    assert kts("publish", "scheduler", "--repo", "a/b", "--results", RESULTS, "--output", "other")[0] == 0  # the same again
+    (tmp_path / "other" / "README.md").write_text("mine")
+    code, _, err = kts("publish", "scheduler", "--repo", "a/b", "--results", RESULTS, "--output", "other")
+    assert code == 2 and "not an empty folder" in err and (tmp_path / "other" / "README.md").read_text() == "mine"
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,8 @@ from diffusers_kts import (
     KTSUniPCMultistepScheduler,
     save_with_stock_scheduler,
 )
-from diffusers_kts.flow_coordinates import levels
+from diffusers_kts.kpe.recording import Session, attach, main_trace
+from diffusers_kts.kpe.stock_schedulers import Schedule
 
 OFF = PRESETS["off"]
 SHAPED = {"alpha_0": 0.3, "beta_0": 0.04}
@@ -41,6 +42,11 @@ ALL = FIRST_ORDER | SECOND_ORDER
 PREDICTIONS = ("epsilon", "sample", "v_prediction")
 
 
+def levels(scheduler):
+    """(N + 1,) ``1 - t`` of the schedule."""
+    return torch.tensor(Schedule.of(scheduler).levels, dtype=torch.float64)
+
+
 def make(cls, steps, **settings):
     if issubclass(cls, DDIMScheduler):
         settings = {"clip_sample": False} | settings
@@ -51,7 +57,7 @@ def make(cls, steps, **settings):
 
 def state_scales(scheduler, i):
     """alpha and sigma of the sampler's state ``alpha x_0 + sigma eps`` before step i, or at the end for i = N."""
-    t = 1 - levels(scheduler)[i].double()
+    t = 1 - levels(scheduler)[i]
     if isinstance(scheduler, EulerDiscreteScheduler):
         return torch.ones(()).double(), (1 - t) / t
     length = (t**2 + (1 - t) ** 2).sqrt()  # alpha^2 + sigma^2 = 1
@@ -107,7 +113,7 @@ def test_shaped_samplers_converge_at_their_order_to_the_shaped_equation(cls, pre
         scheduler = make(cls, n, prediction_type=prediction, **EVEN, **SHAPED)
         if cls in SECOND_ORDER:
             scheduler.sigmas = torch.linspace(3, -3, n + 1).exp()
-        t = 1 - levels(scheduler)[[0, -1]].double()
+        t = 1 - levels(scheduler)[[0, -1]]
         end, energy = solve(scheduler.gain, 0, *t.tolist())
         ends.append(float((run_diffusion(scheduler, noise()) - end).norm() / end.norm()))
         energies.append(float((scheduler.kpe.path_energy.total - energy).norm() / energy.norm()))
@@ -291,10 +297,8 @@ def test_sigmas_beyond_one_are_the_same_flow(cls, settings):
 
 
 def test_energies_of_stock_cosmos_schedules_are_those_of_the_flow():
-    from diffusers_kts.pipelines.pipeline_kpe_monitor import _attach
-
-    stock, session = FlowMatchEulerDiscreteScheduler(), []
-    undo = _attach(stock, "scheduler", session, record_turn=False)
+    stock, session = FlowMatchEulerDiscreteScheduler(), Session()
+    undo = attach(stock, "scheduler", session)
     ours = KTSFlowMatchScheduler(**OFF)
     for scheduler in (stock, ours):
         scheduler.set_timesteps(sigmas=[80.0, 20.0, 3.0, 0.5, 0.002])
@@ -302,8 +306,8 @@ def test_energies_of_stock_cosmos_schedules_are_those_of_the_flow():
         for i, timestep in enumerate(scheduler.timesteps):
             state = x / (1 + scheduler.sigmas[i])
             x = scheduler.step(torch.sin(state), timestep, x)[0]
-    torch.testing.assert_close(session[0].trace().model_energy.total, ours.kpe.model_energy.total)
-    torch.testing.assert_close(session[0].trace().t, ours.kpe.t)
+    torch.testing.assert_close(main_trace(session.traces()).model_energy.total, ours.kpe.model_energy.total)
+    torch.testing.assert_close(main_trace(session.traces()).t, ours.kpe.t)
     undo()
 
 

@@ -302,9 +302,9 @@ def test_gains_follow_a_configuration_that_is_written_to():
         scheduler.set_timesteps(sigmas=[1.0, 0.5, 0.1])
         row = scheduler.schedule_table()[-1]
         assert row["phase"] == last and (row["eta"] == 1) == (touchdown is not None)
-    scheduler.register_to_config(stochastic_sampling=True)
     with pytest.raises(ValueError, match="stochastic_sampling=True re-noises"):
-        scheduler.step(noise(), scheduler.timesteps[0], noise())
+        scheduler.register_to_config(stochastic_sampling=True)
+    assert not scheduler.config.stochastic_sampling
 
 
 @pytest.mark.parametrize("touchdown", [None, 0.5])

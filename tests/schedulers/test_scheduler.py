@@ -352,7 +352,7 @@ def test_a_scheduler_in_the_place_of_its_configuration_is_told(cls):
 
 
 def test_a_mistyped_preset_is_told_with_those_there_are():
-    with pytest.raises(KeyError, match="'anti-memorization' is no preset; choose one of off, .*anti_memorization"):
+    with pytest.raises(KeyError, match="'anti-memorization' is not a preset; choose one of off, .*anti_memorization"):
         PRESETS["anti-memorization"]
 
 

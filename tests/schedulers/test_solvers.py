@@ -235,7 +235,7 @@ def test_signatures_are_the_parents_so_that_pipelines_see_what_they_look_for():
         return {name: p.default for name, p in inspect.signature(f).parameters.items()}
 
     for ours, stock in MULTISTEP.items():
-        assert parameters(ours.__init__) == parameters(stock.__init__) | dict(OFF, alpha_0=0.01, beta_0=0.01)
+        assert parameters(ours.__init__) == parameters(stock.__init__) | dict(OFF, alpha_0=0.01, beta_0=0.01, gain=None)
         for name in ("step", "set_timesteps"):
             assert list(parameters(getattr(ours, name))) == list(parameters(getattr(stock, name)))
     for name in ("__init__", "step", "set_timesteps"):

@@ -16,6 +16,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import gradio_client
 import pytest
 
 CHROMIUM = shutil.which("chromium")
@@ -222,9 +223,16 @@ def test_two_visitors_do_not_see_each_other_and_stop_reaches_ones_own(visit):
     assert again not in was
 
 
+PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
+WIDTHS = """selector => [...document.querySelectorAll(selector)].map(e => [e.clientWidth, e.scrollWidth])"""
+
+
 def test_phone_and_keyboard(visit):
-    page = visit(FEW, viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    page = visit(FEW, **PHONE)
     assert page.evaluate("[innerWidth, document.documentElement.scrollWidth]") == [390, 390]  # a phone would zoom out
+    generate = page.locator("#generate").bounding_box()
+    assert generate["y"] + generate["height"] < 844 and page.locator("#beta_0").is_hidden()  # in the first view, and why
+    page.get_by_role("button", name="Shape by hand").click()
     page.locator("#beta_0 input[type=range]").focus()
     before = page.locator("#eta .line").get_attribute("points")
     page.keyboard.press("ArrowRight")
@@ -233,7 +241,22 @@ def test_phone_and_keyboard(visit):
     page.locator("#generate").focus()
     page.keyboard.press("Enter")
     assert len(drawn(page, first)) == 4
+    assert all(seen == whole for seen, whole in page.evaluate(WIDTHS, "#compared .kts-scroll"))  # nothing is cut
     shoot(page, "phone")
+
+
+def test_wide_things_fit_a_phone_or_scroll(visit):
+    for width, fits in ((390, True), (320, False)):
+        page = visit("?steps=2&count=1", **(PHONE | {"viewport": {"width": width, "height": 844}}))
+        page.get_by_role("tab", name="Sweep").click()
+        page.click("#draw-sweep")
+        page.wait_for_selector("#swept table")
+        ((seen, whole),) = page.evaluate(WIDTHS, "#swept .kts-scroll")
+        assert (seen == whole) == fits
+        assert page.evaluate("[innerWidth, document.documentElement.scrollWidth]") == [width, width]
+        page.locator("#swept td").nth(3).scroll_into_view_if_needed()  # the last of a row
+        assert page.locator("#swept td").nth(3).bounding_box()["x"] < width - 50
+        shoot(page, f"sweep-{width}")
 
 
 def call(address, name, values):
@@ -266,3 +289,45 @@ def test_nothing_can_be_uploaded(server):
     headers = {"Content-Type": "multipart/form-data; boundary=x"}
     with pytest.raises(urllib.error.HTTPError, match="413"):
         urllib.request.urlopen(urllib.request.Request(f"{server[0]}gradio_api/upload", body, headers), timeout=30)
+
+
+def test_a_caller_of_the_api_may_submit_several_cancel_and_stop(server):
+    client = gradio_client.Client(server[0], verbose=False)
+    jobs = [client.submit("Bag", seed, 5, 1, *GOOD[4:], api_name="/generate") for seed in range(4)]
+    texts = [job.result(120) for job in jobs]
+    assert len(set(texts)) == 4 and all(text.count("data:image/png") == 6 for text in texts)
+
+    long = [client.submit("all classes", seed, 100, 16, *GOOD[4:], api_name="/generate") for seed in range(3)]
+    while long[0].status().code.name != "PROCESSING":
+        time.sleep(0.05)
+    long[0].cancel()
+    began = time.monotonic()
+    assert client.predict("Bag", 1, 2, 1, *GOOD[4:], api_name="/generate")  # two may be drawn at a time: a slot is free
+    assert time.monotonic() - began < 10
+
+    last = client.submit("all classes", 9, 100, 16, *GOOD[4:], api_name="/generate")
+    while last.status().code.name != "PROCESSING":
+        time.sleep(0.05)
+    client.predict(api_name="/stop")
+    with pytest.raises(gradio_client.exceptions.AppError, match="Stopped"):
+        last.result(60)
+
+
+@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning:gradio.queueing")
+def test_the_pictures_of_some_dozens_of_visitors_are_kept_and_no_more(monkeypatch, tmp_path):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    from diffusers_kts.space import app, served
+
+    blocks = app.Page(served.Served()).blocks()
+    _, address, _ = blocks.queue().launch(prevent_thread_lock=True, quiet=True, **app.launch_options())
+    try:
+        name = next(i for i, f in blocks.fns.items() if f.api_name == "generate")
+        for visitor in range(40):
+            body = json.dumps({"data": GOOD, "fn_index": name, "session_hash": f"visitor{visitor}"}).encode()
+            asked = urllib.request.Request(f"{address}gradio_api/queue/join", body, {"Content-Type": "application/json"})
+            urllib.request.urlopen(asked, timeout=60).close()
+            with urllib.request.urlopen(f"{address}gradio_api/queue/data?session_hash=visitor{visitor}", timeout=60) as answer:
+                assert any(b"process_completed" in line and b"data:image/png" in line for line in answer)
+        assert 0 < len(blocks.app.state_holder.session_data) <= 32
+    finally:
+        blocks.close()

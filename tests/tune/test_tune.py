@@ -20,12 +20,13 @@ from tiny_pipelines import TINY, tiny_sd3
 from diffusers_kts import PRESETS, ClassConditionalFlowPipeline, KTSFlowMatchScheduler, load_preset
 from diffusers_kts.features.frechet import FeatureStatistics
 from diffusers_kts.gain import SCHEDULES, Gain
-from diffusers_kts.generate.model import Model
 from diffusers_kts.presets import Preset
+from diffusers_kts.sampling.sampler import Sampler
 from diffusers_kts.tune.halving import batches, beaten_twice, dominates, halves, rungs
-from diffusers_kts.tune.job import TuneSettings, tune
+from diffusers_kts.tune.job import tune
 from diffusers_kts.tune.objectives import Frechet, MemorizedShare, Objective
 from diffusers_kts.tune.recommend import candidate, compare, front, is_recommended
+from diffusers_kts.tune.settings import TuneSettings
 from diffusers_kts.tune.space import NUMBERS, Space, active
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -76,7 +77,7 @@ def small(model, output, **changes):
         "trials": 4,
         "num_samples": 32,
         "fresh_samples": 40,
-        "steps": 2,
+        "num_inference_steps": 2,
         "features": "pixels",
     }
     return TuneSettings(model=str(model), output=output, **given | changes)
@@ -298,13 +299,13 @@ def test_the_preset_draws_what_the_study_drew(model, tuned):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda c: c.clear(), "is no preset"),
-        (lambda c: c.update(format="other"), "is no preset .*'other'"),
+        (lambda c: c.clear(), "is not a preset"),
+        (lambda c: c.update(format="other"), "is not a preset .*'other'"),
         (lambda c: c.update(version=2), "format version 2"),
-        (lambda c: c["settings"].pop("k"), "lacks k"),
+        (lambda c: c["settings"].pop("k"), "is missing k"),
         (lambda c: c["settings"].update(alpha0=1), "unknown setting alpha0"),
         (lambda c: c["settings"].update(beta_0=1.0), "at most 0.0524"),
-        (lambda c: c.update(settings=3), "is no preset"),
+        (lambda c: c.update(settings=3), "is not a preset"),
     ],
 )
 def test_a_damaged_preset_is_refused_by_name(tmp_path, change, words):
@@ -326,7 +327,7 @@ def test_a_damaged_preset_is_refused_by_name(tmp_path, change, words):
 def test_a_study_that_was_stopped_ends_where_another_does(model, tmp_path, monkeypatch):
     study = {"objectives": (launch_off, spread), "trials": 3}
     whole = run(model, tmp_path / "whole", **study)
-    draw, calls = Model.draw, []
+    draw, calls = Sampler.draw, []
 
     def stop(self, *args, **kwargs):
         calls.append(args)
@@ -334,7 +335,7 @@ def test_a_study_that_was_stopped_ends_where_another_does(model, tmp_path, monke
             raise KeyboardInterrupt
         return draw(self, *args, **kwargs)
 
-    monkeypatch.setattr(Model, "draw", stop)
+    monkeypatch.setattr(Sampler, "draw", stop)
     stops = 0
     while not (tmp_path / "out" / "tuning.json").exists():
         try:
@@ -355,7 +356,7 @@ def test_more_trials_are_judged_on_samples_of_their_own(model, tuned, tmp_path):
 
 
 def test_two_processes_share_a_study_and_one_may_die(model, tmp_path):
-    study = {"objectives": (launch_off, spread), "trials": 14, "steps": 20}
+    study = {"objectives": (launch_off, spread), "trials": 14, "num_inference_steps": 20}
 
     def work():
         torch.set_num_threads(1)  # OpenMP's threads do not live on in a fork
@@ -398,7 +399,7 @@ def workers(path):
         ({"seed": 1}, "seed is 0, not 1"),
         ({"objectives": (launch,)}, "objectives is .*launch_off.*not .*launch"),
         ({"directions": {"test_tune:launch_off": "minimize"}}, "objectives is .*'maximize'.*not .*'minimize'"),
-        ({"steps": 3}, "num_inference_steps is 2, not 3"),
+        ({"num_inference_steps": 3}, "num_inference_steps is 2, not 3"),
         ({"fixed": {"alpha_0": 0.1}}, "fixed is {.*touchdown.*, not {'alpha_0': 0.1}"),
         ({"model": "memorizing"}, "whose model is"),
     ],
@@ -427,7 +428,7 @@ def test_a_study_with_other_settings_is_not_gone_on_with(model, tuned, changes, 
         (["--fix", "beta_0=0.5", "--fix", "late_schedule=exponential"], "at most"),
         (["--range", "alpha_0=1"], "lowest and highest"),
         (["--tolerance", "-1"], "tolerance is -1"),
-        (["--reference-images", "missing"], "no images at missing"),
+        (["--reference", "missing"], "no images at missing"),
         (["--model", "no-such-folder"], "is no folder"),
         (["--output", "file"], "is a file"),
         (["--output", "full"], "is not empty"),
@@ -438,7 +439,7 @@ def test_bad_input_ends_with_one_sentence_and_code_2(kts, model, tmp_path, args,
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("")
     code, _, err = kts(
-        "tune", "--model", model, "--trials", 1, "--num-samples", 64, "--steps", 2, "--features", "pixels", *args
+        "tune", "--model", model, "--trials", 1, "--num-samples", 64, "--num-inference-steps", 2, "--features", "pixels", *args
     )
     assert code == 2 and words in err and "Traceback" not in err
     assert not (tmp_path / "kts-tune").exists()
@@ -459,8 +460,10 @@ def test_a_text_pipeline_by_the_command(kts, tmp_path):
     (tmp_path / "prompts.txt").write_text("a fox\na bear\n")
     (tmp_path / "score.py").write_text("def brightness(images, trace):\n    return images.flatten(1).mean(1)\n")
     np.save(tmp_path / "real.npy", np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8))
-    args = "--model sd3 --prompts prompts.txt --height 32 --width 32 --steps 3 --trials 1 --num-samples 32 --fresh-samples 20"
-    args += " --objective score.py:brightness --objective calls --objective f_mem --training-images real.npy"
+    args = "--model sd3 --prompts prompts.txt --height 32 --width 32 --num-inference-steps 3 --trials 1 --num-samples 32"
+    args += (
+        " --fresh-samples 20 --objective score.py:brightness --objective calls --objective f_mem --training-images real.npy"
+    )
     args += " --direction score.py:brightness=minimize --range num_inference_steps=2:3 --range touchdown=.5:.6"
     code, out, err = kts("tune", *args.split())
     assert code == 0, err
@@ -485,7 +488,7 @@ def test_videos_of_another_solver_are_scored_by_a_function(tmp_path):
 
 
 def test_the_named_objectives_on_a_memorizing_model(model, tmp_path):
-    result = run(model, tmp_path / "out", objectives=("frechet", "settling", "energy"), trials=1, steps=10)
+    result = run(model, tmp_path / "out", objectives=("frechet", "settling", "energy"), trials=1, num_inference_steps=10)
     assert [o["label"] for o in result.report["objectives"]] == ["Frechet distance, pixels", "settling", "path energy per dim"]
     assert all(row["setting"]["shaping"]["touchdown"] is None for row in result.report["front"])
     assert any("held-out" in note for note in result.report["notes"])

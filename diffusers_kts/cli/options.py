@@ -1,0 +1,101 @@
+"""Options of a command, made from the settings class of its job."""
+
+import dataclasses
+import functools
+import inspect
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..sampling.settings import (
+    DISTRIBUTED,
+    IMAGES,
+    KTS,
+    MEASURES,
+    MODEL,
+    NETWORKS,
+    OUTPUT,
+    PROMPTS,
+    SAMPLING,
+    SELECTION,
+    Settings,
+    types_of,
+)
+
+# the order of the groups in a command's help
+ORDER = (MODEL, PROMPTS, SAMPLING, KTS, IMAGES, MEASURES, NETWORKS, SELECTION, OUTPUT, DISTRIBUTED)
+Command = Callable[[Any], None]
+
+
+def options_of(settings: type[Settings], config: bool = False) -> Callable[[Command], Callable[..., None]]:
+    """Turn a function of the settings into a command whose options are their fields.
+
+    Args:
+        settings (`type`): a settings class.
+        config (`bool`): whether ``--config`` reads settings from a YAML file.
+    """
+    parameters = [_parameter(settings, field) for field in dataclasses.fields(settings)]
+    parameters.sort(key=lambda parameter: ORDER.index(settings.__dataclass_fields__[parameter.name].metadata["group"]))
+    if config:
+        option = typer.Option(help="YAML file with any of these settings; options given here come first.", show_default=False)
+        annotation = Annotated[Path | None, option]
+        parameters.insert(0, inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation))
+
+    def make(command: Command) -> Callable[..., None]:
+        @functools.wraps(command)
+        def run(**options: Any) -> None:
+            given = {name: value for name, value in options.items() if value is not None and value != []}
+            quiet()
+            command(settings.load(given.pop("config", None), **given))
+
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return run
+
+    return make
+
+
+def quiet() -> None:
+    """No progress bars of loading."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+
+
+def _parameter(settings: type[Settings], field: dataclasses.Field) -> inspect.Parameter:
+    about = field.metadata
+    flag = f"--{field.name.replace('_', '-')}" if about["flag"] is None else about["flag"]
+    kind: Any = about["kind"] or types_of(settings)[field.name]
+    if kind in (bool, bool | None):
+        flag = f"{flag}/--no-{flag[2:]}"
+    if not flag:
+        argument = typer.Argument(help=_help(field), show_default=False)
+        annotation = Annotated[kind, argument]  # type: ignore[valid-type]
+        return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation)
+    option = typer.Option(flag, help=_help(field), show_default=False, rich_help_panel=about["group"])
+    if type(None) not in typing.get_args(kind):
+        kind = kind | None
+    return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, option])
+
+
+def _help(field: dataclasses.Field) -> str:
+    """What the setting means, its limits and its default."""
+    about, default = field.metadata, field.default
+    meaning, _, said = about["help"].partition(" Default: ")
+    words = [meaning]
+    if about["choices"]:
+        words.append(f"Choose from {', '.join(about['choices'])}.")
+    if about["least"] is not None:
+        words.append(f"At least {about['least']}.")
+    if isinstance(default, tuple):
+        default = ", ".join(map(str, default))
+    if said:
+        words.append(f"Default: {said}")
+    elif isinstance(default, (str, int, float, Path)) and default not in ("", False) and about["flag"] != "":
+        words.append(f"Default: {default:.4g}." if isinstance(default, float) else f"Default: {default}.")
+    return " ".join(words)

@@ -1,0 +1,39 @@
+"""What steps must know of a schedule, on the host, so that they need not wait for the device to learn it."""
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Levels:
+    """The numbers of a 1-D tensor, and a way to tell whether it still holds them.
+
+    Some pipelines replace `sigmas` after `set_timesteps`, others (Cosmos) write into them. On the CPU the numbers are
+    compared. On another device, where reading them would wait, the object and its version counter are: a write through
+    ``.data`` is not seen there.
+
+    Attributes:
+        tensor: (N,) the tensor read.
+        numbers: its numbers as Python floats.
+        version: its version counter when it was read; -1 for tensors without one.
+    """
+
+    tensor: torch.Tensor
+    numbers: list[float]
+    version: int
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor, numbers: list[float] | None = None) -> "Levels":
+        """Read the tensor, for which the device is waited for, unless its ``numbers`` are known."""
+        return cls(tensor, tensor.tolist() if numbers is None else numbers, _version(tensor))
+
+    def are_of(self, tensor: torch.Tensor) -> bool:
+        """Whether ``tensor`` holds these numbers."""
+        if tensor.is_cpu:
+            return tensor.tolist() == self.numbers
+        return tensor is self.tensor and _version(tensor) == self.version
+
+
+def _version(tensor: torch.Tensor) -> int:
+    return -1 if tensor.is_inference() else tensor._version

@@ -1,0 +1,219 @@
+"""KPERecorder: collects the speed of every sample while a scheduler steps."""
+
+import copy
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+
+from ..flow_coordinates import flow_times
+from .sums import distance, squared_norm
+from .trace import KPETrace
+
+
+class Speed(NamedTuple):
+    """What is measured of a velocity: ``power`` (B,) its squared norm, ``turn`` (B,) its distance to the one before."""
+
+    power: torch.Tensor
+    turn: torch.Tensor | None = None
+
+
+@dataclass
+class Run:
+    """One run, step by step; power and turn stay on the device of the velocity.
+
+    Attributes:
+        settings: of the scheduler, kept in the record.
+        tau_split: flow time that divides early from late.
+        invert_sigmas: whether levels are flow times.
+        quadrature: how the powers are added up.
+        d: latent dimensions of a sample.
+        begins: noise level at which each step began.
+        ends: noise level at which it ended.
+        speeds: `Speed` of each step.
+        gains: gain of each step, a float or (B,).
+        last_velocity: kept while the turn is recorded.
+    """
+
+    settings: Mapping[str, Any]
+    tau_split: float
+    invert_sigmas: bool = False
+    quadrature: str = "left"
+    d: int = 0
+    begins: list[float] = field(default_factory=list)
+    ends: list[float] = field(default_factory=list)
+    speeds: list[Speed] = field(default_factory=list)
+    gains: list[Any] = field(default_factory=list)
+    last_velocity: torch.Tensor | None = None
+
+    @property
+    def power(self) -> torch.Tensor:
+        """(B, n)."""
+        return torch.stack([speed.power for speed in self.speeds], 1)
+
+    @property
+    def turn(self) -> torch.Tensor | None:
+        """(B, n), or None if a step has none."""
+        turns = [speed.turn for speed in self.speeds if speed.turn is not None]
+        return torch.stack(turns, 1) if len(turns) == len(self.speeds) else None
+
+
+class KPERecorder:
+    """Collects ``||v||^2`` while a scheduler steps: B floats a step, on the device of the velocity, no synchronization.
+
+    A deep copy of the scheduler (audio latents, per-frame schedules) records into its own stream. Inside a monitored
+    pipeline call, `session` gathers every stream and every run; outside, only the last run is kept.
+
+    Attributes:
+        stream: name of the scheduler in its pipeline.
+        session: recorders of the pipeline call, or None outside of one.
+        runs: what was recorded, the present run last.
+        record_turn: whether to record the turn of the velocity, too, for which one velocity is kept until the run ends;
+            set it before the run.
+    """
+
+    def __init__(self, stream: str = "scheduler") -> None:
+        self.stream = stream
+        self.session: list[KPERecorder] | None = None
+        self.runs: list[Run] = []
+        self.record_turn = False
+        self._warned = False
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the current run has made a step."""
+        return bool(self.runs and self.runs[-1].speeds)
+
+    def begin(self, run: Run) -> None:
+        """A run begins: the scheduler's `set_timesteps` was called."""
+        for last in self.runs[-1:]:
+            last.last_velocity = None
+        if self.session is None:
+            self.runs = []
+        elif self.runs and not self.runs[-1].speeds:
+            self.runs.pop()  # set twice before the first step
+        self.runs.append(run)
+        self._warned = False
+
+    def measure(self, v: torch.Tensor, power: torch.Tensor | None = None) -> Speed:
+        """The speed of velocity ``v`` (B, ...), not recorded yet; ``power`` (B,) is ``||v||^2`` if it is known already."""
+        v = v.detach()
+        power = squared_norm(v) if power is None else power
+        if not self.record_turn:
+            return Speed(power)
+        run = self.runs[-1]
+        known = run.last_velocity is not None and run.last_velocity.shape == v.shape
+        turn = distance(v, run.last_velocity) if known else torch.zeros_like(power)  # type: ignore[arg-type]
+        return Speed(power, turn)
+
+    def record(self, v: torch.Tensor, speed: Speed, begin: float, end: float, gain: Any = 1.0) -> None:
+        """One step was made along ``v`` from noise level ``begin`` to ``end``, scaled by ``gain``, a float or (B,)."""
+        run, d = self.runs[-1], v[0].numel() if len(v) else 0
+        if run.speeds and (run.speeds[0].power.shape, run.d) != (speed.power.shape, d):
+            # other samples without set_timesteps
+            self.begin(Run(run.settings, run.tau_split, run.invert_sigmas, run.quadrature))
+            run = self.runs[-1]
+        run.d = d
+        run.begins.append(begin)
+        run.ends.append(end)
+        run.speeds.append(speed)
+        run.gains.append(gain)
+        # a copy: compiled networks write the next velocity where this one lies
+        run.last_velocity = v.detach().clone() if self.record_turn else None
+
+    def observe(
+        self,
+        v: torch.Tensor,
+        begin: float,
+        end: float,
+        gain: Any = 1.0,
+        power: torch.Tensor | None = None,
+        speed: Speed | None = None,
+    ) -> None:
+        """`measure` a step, unless its ``speed`` has been measured, and `record` it."""
+        self.record(v, speed or self.measure(v, power), begin, end, gain)
+
+    def so_far(self, present: Speed) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Power, gains and turn (if recorded) of the steps of this run and of the present one, each (B, n), on the device of
+        the velocity. The gain of the present step is not chosen yet: 1."""
+        run = self.runs[-1]
+        run = Run(run.settings, run.tau_split, speeds=[*run.speeds, present], gains=[*run.gains, 1.0])
+        power = run.power
+        # numbers are filled in on the device, since copies to it would wait
+        gains = [gain if isinstance(gain, torch.Tensor) else torch.full_like(power[:, 0], gain) for gain in run.gains]
+        return power, torch.stack(gains, 1), run.turn
+
+    def observe_tokens(self, v: torch.Tensor, begin: float, end: float, gain: Any, token_dt: torch.Tensor) -> None:
+        """A step in which every token went its own interval ``token_dt`` (B, S, 1), with ``gain``, a float or (B, S, 1).
+
+        It is recorded as the power and gain (B,) that give the same energies over the interval of the schedule.
+        """
+        dt, gain = token_dt.detach(), torch.as_tensor(gain).detach()
+        v = v.detach() * (dt / max(abs(end - begin), torch.finfo(torch.float32).tiny)).sqrt()
+        power = squared_norm(v)
+        self.observe(v, begin, end, torch.where(power > 0, squared_norm(gain * v) / power, 1.0).sqrt(), power)
+
+    def end_run(self) -> None:
+        """No further step is planned: what only the next one would need is let go."""
+        self.runs[-1].last_velocity = None
+
+    def trace(self, number: int = -1) -> KPETrace | None:
+        """The record so far of a run; reads the device once. Warns once about velocities that were not finite."""
+        run = self.runs[number] if self.runs else None
+        if run is None or not run.speeds:
+            return None
+        power, turn = run.power.cpu(), run.turn
+        ends = torch.tensor(run.ends)
+        sigmas = torch.tensor([*run.begins, run.ends[-1]])
+        if any(isinstance(gain, torch.Tensor) for gain in run.gains):
+            columns = [g.cpu() if isinstance(g, torch.Tensor) else torch.tensor(g) for g in run.gains]
+            gains = torch.stack([column.to(torch.float64).expand(len(power)) for column in columns], 1)
+        else:
+            gains = torch.tensor(run.gains, dtype=torch.float64)
+        trace = KPETrace(
+            power=power,
+            sigmas=sigmas,
+            t=flow_times(sigmas, run.invert_sigmas, [run.tau_split]),
+            gains=gains,
+            tau_split=run.tau_split,
+            d=run.d,
+            stream=self.stream,
+            run=number if number >= 0 else len(self.runs) + number,
+            settings=dict(run.settings),
+            quadrature=run.quadrature,
+            turn=None if turn is None else turn.cpu(),
+            ends=None if torch.equal(ends, sigmas[1:]) else ends,
+        )
+        self._warn(trace)
+        return trace
+
+    def traces(self) -> list[KPETrace]:
+        """The records of all runs."""
+        return [trace for i in range(len(self.runs)) if (trace := self.trace(i)) is not None]
+
+    def _warn(self, trace: KPETrace) -> None:
+        bad = (trace.nonfinite >= 0).nonzero().flatten().tolist()
+        if bad and not self._warned:
+            self._warned = True
+            first = ", ".join(f"sample {i} from step {int(trace.nonfinite[i])}" for i in bad[:8])
+            more = f" and {len(bad) - 8} more" if len(bad) > 8 else ""
+            warnings.warn(
+                f"the velocity was not finite for {first}{more}; their energies are NaN or infinite, the others are right. "
+                "Try a wider dtype or another seed.",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+
+    def __deepcopy__(self, memo: dict) -> "KPERecorder":
+        """A copy records on its own: lists are copied, the tensors in them never change."""
+        number = 1 + (len(self.session) if self.session is not None else 0)
+        twin = KPERecorder(f"{self.stream} copy {number}" if self.session is not None else self.stream)
+        twin.runs, twin.record_turn = [copy.copy(run) for run in self.runs[-1:]], self.record_turn
+        for run in twin.runs:
+            run.begins, run.ends, run.speeds, run.gains = list(run.begins), list(run.ends), list(run.speeds), list(run.gains)
+        twin.session = self.session
+        if self.session is not None:
+            self.session.append(twin)
+        return twin
