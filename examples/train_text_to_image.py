@@ -502,7 +502,12 @@ def train_flow(accelerator: Accelerator, args: argparse.Namespace, data: dict[st
         tokenizers = [build_tokenizer(shown, args.vocab_size, args.max_tokens)] * 2
         encoders = [build_text_encoder(tokenizers[0], args.text_size, layers) for layers in args.text_layers]
         transformer = build_transformer(args.hidden_size, args.num_layers, 2 * args.text_size, *latents.shape[1:3])
-    tokenize = dict(padding="max_length", truncation=True, max_length=tokenizers[0].model_max_length, return_tensors="pt")
+    tokenize = {
+        "padding": "max_length",
+        "truncation": True,
+        "max_length": tokenizers[0].model_max_length,
+        "return_tensors": "pt",
+    }
     ids = tokenizers[0](captions, **tokenize).input_ids
     no_caption = tokenizers[0]("", **tokenize).input_ids
     rows = list(pairs.values())

@@ -15,4 +15,7 @@ class DemoSettings(ComparisonSettings):
         ValueError: a setting is out of range.
     """
 
+    model: str = inherited(ComparisonSettings, "model", "emoji-memorizing")
+    num_samples: int = inherited(ComparisonSettings, "num_samples", 32)
+    num_inference_steps: int = inherited(ComparisonSettings, "num_inference_steps", 28)
     output: Path = inherited(ComparisonSettings, "output", Path("kts-demo"), help="Folder for pictures and tables.")

@@ -1,4 +1,4 @@
-"""The embedded pipelines, in diffusers format: Fashion-MNIST, trained by ``examples/train_fashion_mnist.py``, and emoji, trained
+"""The embedded pipelines, in diffusers format: Fashion-MNIST, by ``examples/train_fashion_mnist.py``, and emoji,
 by ``examples/train_text_to_image.py``."""
 
 from pathlib import Path

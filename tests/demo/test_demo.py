@@ -14,7 +14,7 @@ from diffusers_kts.demo import DemoSettings, run_demo
 from diffusers_kts.demo.job import FILES
 from diffusers_kts.seeding import sample_seed
 
-SMALL = ["--num-samples", "3", "--num-inference-steps", "5"]
+SMALL = ["--num-samples", "3", "--num-inference-steps", "5", "--model", "memorizing"]
 
 
 def test_demo_writes_what_it_measured(kts, tmp_path):
