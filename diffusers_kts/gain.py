@@ -38,7 +38,8 @@ class Gain:
         beta_0 (`float`): strength of the landing.
         tau_split (`float`): the flow time, in (0, 1), at which landing begins; ``t == tau_split`` is landing.
         k (`float`): rate of the exponential shapes, > 0.
-        early_schedule, late_schedule (`str`): "linear", "constant" or "exponential".
+        early_schedule (`str`): shape of the launch: "linear", "constant" or "exponential".
+        late_schedule (`str`): shape of the landing, likewise.
 
     Raises:
         ValueError: a setting is not finite, out of range or unknown, or the gain would be negative somewhere.

@@ -45,8 +45,9 @@ class SiTTransformer2DModel(ModelMixin, ConfigMixin, AttentionMixin):
         sample_size (`int`, defaults to 32): side of the latents.
         patch_size (`int`, defaults to 2): side of a token.
         in_channels (`int`, defaults to 4): channels of the latents, and of the velocity.
-        num_layers (`int`, defaults to 28), num_attention_heads (`int`, defaults to 16), attention_head_dim (`int`, defaults
-            to 72): blocks, heads, and channels of a head.
+        num_layers (`int`, defaults to 28): blocks.
+        num_attention_heads (`int`, defaults to 16): heads.
+        attention_head_dim (`int`, defaults to 72): channels of a head.
         num_embeds_ada_norm (`int`, defaults to 1000): classes; the label after the last one stands for no class.
         num_train_timesteps (`int`, defaults to 1000): the scheduler's.
         reversed_time (`bool`, defaults to False): the network itself is told ``sigma`` and predicts ``dx/dsigma``, as

@@ -21,7 +21,7 @@ class KTSDDIMScheduler(KTSDiffusionMixin, DDIMScheduler):
 
     Source: arXiv 2602.07928 for the equation; its use beyond flow matching is ours.
 
-    Args: those of `DDIMScheduler`, then the shaping settings of `KTSFlowMatchScheduler`.
+    Arguments are those of `DDIMScheduler`, then the shaping settings of `KTSFlowMatchScheduler`.
 
     Raises:
         ValueError: a shaping setting is out of range, or DDIM's own ``eta``, its noise, is combined with shaping.

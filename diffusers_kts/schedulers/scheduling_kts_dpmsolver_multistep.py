@@ -17,8 +17,8 @@ class KTSDPMSolverMultistepScheduler(KTSMultistepMixin, DPMSolverMultistepSchedu
 
     Source: arXiv 2602.07928 and 2211.01095 (DPM-Solver++); their combination is ours.
 
-    Args: those of `DPMSolverMultistepScheduler`, with any prediction type, then the shaping settings of
-        `KTSFlowMatchScheduler`.
+    Arguments are those of `DPMSolverMultistepScheduler`, with any prediction type, then the shaping settings of
+    `KTSFlowMatchScheduler`.
 
     Raises:
         ValueError: a shaping setting is out of range, or combined with another ``algorithm_type`` than "dpmsolver++".

@@ -17,7 +17,7 @@ class KTSEulerDiscreteScheduler(KTSDiffusionMixin, EulerDiscreteScheduler):
 
     Source: arXiv 2602.07928 for the equation; its use beyond flow matching is ours.
 
-    Args: those of `EulerDiscreteScheduler`, then the shaping settings of `KTSFlowMatchScheduler`.
+    Arguments are those of `EulerDiscreteScheduler`, then the shaping settings of `KTSFlowMatchScheduler`.
 
     Raises:
         ValueError: a shaping setting is out of range, or ``s_churn`` is combined with shaping.

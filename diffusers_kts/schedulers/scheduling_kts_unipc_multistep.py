@@ -19,7 +19,8 @@ class KTSUniPCMultistepScheduler(KTSMultistepMixin, UniPCMultistepScheduler):
 
     Source: arXiv 2602.07928 and 2302.04867 (UniPC); their combination is ours.
 
-    Args: those of `UniPCMultistepScheduler`, with any prediction type, then the shaping settings of `KTSFlowMatchScheduler`.
+    Arguments are those of `UniPCMultistepScheduler`, with any prediction type, then the shaping settings of
+    `KTSFlowMatchScheduler`.
 
     Raises:
         ValueError: a shaping setting is out of range, or combined with ``predict_x0=False`` or ``solver_p``.
