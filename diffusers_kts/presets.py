@@ -83,8 +83,11 @@ PRESETS = Presets(
 def load_preset(path: str | os.PathLike) -> Preset:
     """Read what ``kts tune`` (or `Preset.save`) wrote.
 
-        preset = load_preset("kts-tune/preset.json")
-        pipe.scheduler = KTSFlowMatchScheduler.from_config(pipe.scheduler.config, **preset)
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     PRESETS["quality"].save(f"{folder}/preset.json")
+    ...     load_preset(f"{folder}/preset.json")["alpha_0"]
+    0.05
 
     Raises:
         FileNotFoundError: there is no such file.

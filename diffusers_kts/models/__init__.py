@@ -12,6 +12,9 @@ REMEDY = f"give a pipeline folder, a Hub id, or {', '.join(NAMES[:-1])} or {NAME
 def embedded_model(name: str = "memorizing") -> Path:
     """The folder of an embedded pipeline.
 
+    >>> embedded_model("emoji").name
+    'emoji'
+
     Args:
         name (`str`): for `ClassConditionalFlowPipeline.from_pretrained`, "memorizing" (1,024 training images, also in
             ``training_images.npz``) or "generalizing" (all 60,000); for `DiffusionPipeline.from_pretrained`, "emoji" (text to

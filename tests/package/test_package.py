@@ -1,5 +1,7 @@
 """The surface of the package: names, laziness, and the documents that ship with it."""
 
+import doctest
+import importlib
 import subprocess
 import sys
 
@@ -20,3 +22,18 @@ def test_every_public_name_exists_and_is_documented():
         assert not callable(value) or value.__doc__, name
     with pytest.raises(AttributeError, match="KTSScheduler"):
         _ = diffusers_kts.KTSScheduler
+
+
+EXAMPLES = (
+    "ClassConditionalFlowPipeline", "Gain", "KPECallback", "KPEMonitorPipeline", "KPETrace", "KTSDDIMScheduler",
+    "KTSFlowMatchHeunScheduler", "KTSFlowMatchScheduler", "Shaping", "diagnose", "embedded_model", "load_preset",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_examples_in_docstrings_give_what_they_say(name):
+    value = getattr(diffusers_kts, name)
+    module = importlib.import_module(diffusers_kts._EXPORTS[name], "diffusers_kts")
+    (example,) = doctest.DocTestFinder(recurse=False).find(value, name, module=False, globs=vars(module) | {name: value})
+    assert example.examples
+    assert doctest.DocTestRunner().run(example).failed == 0
