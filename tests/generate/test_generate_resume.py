@@ -70,6 +70,7 @@ def test_accelerate_launch_gives_the_same_bytes(whole, tmp_path):
     assert tree(tmp_path / "out") == tree(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["imagefolder", "webdataset"])
 def test_killed_at_random_moments(format, tmp_path):
     job = {"num_prompts": 96, "batch_size": 2, "num_inference_steps": 2, "format": format, "shard_size": 4}

@@ -27,6 +27,7 @@ sync_api = pytest.importorskip("playwright.sync_api") if CHROMIUM is None else _
 ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
 ARGUMENTS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
 SCREENSHOTS = Path(__file__).parents[2] / "screenshots"
+pytestmark = pytest.mark.browser
 PATIENCE = 120_000  # ms, for a machine that has other work
 FEW = "?steps=6&count=2"
 

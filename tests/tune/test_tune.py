@@ -355,6 +355,7 @@ def test_more_trials_are_judged_on_samples_of_their_own(model, tuned, tmp_path):
     assert more.report["settings_tried"] == 18 and "look 2" in more.report["verdict"][-1]
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_study_and_one_may_die(model, tmp_path):
     study = {"objectives": (launch_off, spread), "trials": 14, "num_inference_steps": 20}
 
