@@ -115,11 +115,12 @@ class Diagnosis:
 def diagnose(pipe: Any, num_inference_steps: int | None = None, trial: bool | None = None, **shaping: Any) -> Diagnosis:
     """Inspect a pipeline; nothing of it is changed.
 
-    >>> from diffusers_kts import ClassConditionalFlowPipeline, embedded_model
-    >>> pipe = ClassConditionalFlowPipeline.from_pretrained(embedded_model())
-    >>> pipe.set_progress_bar_config(disable=True)
-    >>> diagnose(pipe, 20, trial=False).schedulers[0].use
-    'KTSFlowMatchScheduler'
+    Examples:
+        >>> from diffusers_kts import ClassConditionalFlowPipeline, embedded_model
+        >>> pipe = ClassConditionalFlowPipeline.from_pretrained(embedded_model())
+        >>> pipe.set_progress_bar_config(disable=True)
+        >>> diagnose(pipe, 20, trial=False).schedulers[0].use
+        'KTSFlowMatchScheduler'
 
     Args:
         pipe (`DiffusionPipeline` or `ModularPipeline`): any pipeline.

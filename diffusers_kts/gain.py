@@ -33,10 +33,11 @@ class Gain:
     exponential ``(e^{k(1-t/tau)} - 1)/(e^k - 1)``     ``e^{kr} - 1`` (not normalized)
     ==========  =====================================  ====================
 
-    >>> Gain(alpha_0=0.1, beta_0=0.02)(0.0)
-    1.1
-    >>> round(Gain().net_displacement(), 5)
-    0.98155
+    Examples:
+        >>> Gain(alpha_0=0.1, beta_0=0.02)(0.0)
+        1.1
+        >>> round(Gain().net_displacement(), 5)
+        0.98155
 
     Args:
         alpha_0 (`float`): strength of the launch.

@@ -83,11 +83,12 @@ PRESETS = Presets(
 def load_preset(path: str | os.PathLike) -> Preset:
     """Read what ``kts tune`` (or `Preset.save`) wrote.
 
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     PRESETS["quality"].save(f"{folder}/preset.json")
-    ...     load_preset(f"{folder}/preset.json")["alpha_0"]
-    0.05
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     PRESETS["quality"].save(f"{folder}/preset.json")
+        ...     load_preset(f"{folder}/preset.json")["alpha_0"]
+        0.05
 
     Raises:
         FileNotFoundError: there is no such file.

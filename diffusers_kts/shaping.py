@@ -11,10 +11,11 @@ from .gain import Gain, is_number
 class Shaping(Gain):
     """The gain ``eta(t)`` and the touchdown: what every KTS scheduler, preset, command and tuning study speaks.
 
-    >>> round(Shaping(beta_0=0.02)(1.0), 4)  # eta at the end of the path
-    0.6183
-    >>> Shaping(alpha_0=0, beta_0=0).is_off
-    True
+    Examples:
+        >>> round(Shaping(beta_0=0.02)(1.0), 4)  # eta at the end of the path
+        0.6183
+        >>> Shaping(alpha_0=0, beta_0=0).is_off
+        True
 
     Args:
         alpha_0: strength of the launch, see `Gain`.

@@ -47,11 +47,12 @@ class Energy:
 class KPETrace:
     """The energy record of one run.
 
-    >>> power = torch.tensor([[4.0, 4.0]])  # one sample that moves at speed 2, in two steps
-    >>> sigmas = torch.tensor([1.0, 0.5, 0.0])
-    >>> trace = KPETrace(power, sigmas, 1 - sigmas, gains=torch.ones(2), tau_split=0.6, d=2)
-    >>> trace.path_energy.total, trace.per_dim
-    (tensor([2.]), tensor([1.]))
+    Examples:
+        >>> power = torch.tensor([[4.0, 4.0]])  # one sample that moves at speed 2, in two steps
+        >>> sigmas = torch.tensor([1.0, 0.5, 0.0])
+        >>> trace = KPETrace(power, sigmas, 1 - sigmas, gains=torch.ones(2), tau_split=0.6, d=2)
+        >>> trace.path_energy.total, trace.per_dim
+        (tensor([2.]), tensor([1.]))
 
     Attributes:
         power: (B, N) squared speed ``||v_i||^2`` of the network's field, per sample and network evaluation.

@@ -12,8 +12,9 @@ REMEDY = f"give a pipeline folder, a Hub id, or {', '.join(NAMES[:-1])} or {NAME
 def embedded_model(name: str = "memorizing") -> Path:
     """The folder of an embedded pipeline.
 
-    >>> embedded_model("emoji").name
-    'emoji'
+    Examples:
+        >>> embedded_model("emoji").name
+        'emoji'
 
     Args:
         name (`str`): for `ClassConditionalFlowPipeline.from_pretrained`, "memorizing" (1,024 training images, also in

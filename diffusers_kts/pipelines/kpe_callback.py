@@ -17,13 +17,14 @@ from .pipeline_kpe_monitor import KPEMonitorPipeline
 class KPECallback(PipelineCallback):
     """Measures a pipeline call that it is given to, whatever scheduler the pipeline has.
 
-    >>> from diffusers_kts import ClassConditionalFlowPipeline, embedded_model
-    >>> pipe = ClassConditionalFlowPipeline.from_pretrained(embedded_model())
-    >>> pipe.set_progress_bar_config(disable=True)
-    >>> energy = KPECallback(pipe)
-    >>> images = pipe(["Bag", "Coat"], num_inference_steps=4, callback_on_step_end=energy).images
-    >>> energy.kpe.path_energy.total.shape, energy.kpe.num_steps
-    (torch.Size([2]), 4)
+    Examples:
+        >>> from diffusers_kts import ClassConditionalFlowPipeline, embedded_model
+        >>> pipe = ClassConditionalFlowPipeline.from_pretrained(embedded_model())
+        >>> pipe.set_progress_bar_config(disable=True)
+        >>> energy = KPECallback(pipe)
+        >>> images = pipe(["Bag", "Coat"], num_inference_steps=4, callback_on_step_end=energy).images
+        >>> energy.kpe.path_energy.total.shape, energy.kpe.num_steps
+        (torch.Size([2]), 4)
 
     With ``pipe``, the record begins with the first step, and the scheduler is its own class again when the call ends, also
     when it raises. To that end the pipeline becomes an instance of a subclass of its class, of the same name, which acts only

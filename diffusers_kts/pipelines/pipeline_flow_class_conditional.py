@@ -27,11 +27,12 @@ Labels = int | str | Sequence[int | str] | torch.Tensor
 class ClassConditionalFlowPipeline(DiffusionPipeline):
     """Images of a class, by flow matching from noise with a transformer that predicts ``dx/dsigma``.
 
-    >>> from diffusers_kts import embedded_model
-    >>> pipe = ClassConditionalFlowPipeline.from_pretrained(embedded_model("generalizing"))
-    >>> pipe.set_progress_bar_config(disable=True)
-    >>> pipe("Sneaker", num_inference_steps=2, guidance_scale=2.0).images[0].size
-    (28, 28)
+    Examples:
+        >>> from diffusers_kts import embedded_model
+        >>> pipe = ClassConditionalFlowPipeline.from_pretrained(embedded_model("generalizing"))
+        >>> pipe.set_progress_bar_config(disable=True)
+        >>> pipe("Sneaker", num_inference_steps=2, guidance_scale=2.0).images[0].size
+        (28, 28)
 
     Args:
         transformer (`DiTTransformer2DModel` or `SiTTransformer2DModel`): the velocity network; it is told

@@ -19,13 +19,14 @@ class KPEMonitorPipeline:
     Energies are those of the flow. A diffusion model with DDIM, Euler, DPM-Solver++ or UniPC is measured in flow coordinates,
     see `diffusers_kts.flow_coordinates`.
 
-    >>> from diffusers_kts import ClassConditionalFlowPipeline, embedded_model
-    >>> pipe = ClassConditionalFlowPipeline.from_pretrained(embedded_model())
-    >>> pipe.set_progress_bar_config(disable=True)
-    >>> monitor = KPEMonitorPipeline.from_pipe(pipe)  # shares all components with the pipeline given
-    >>> images = monitor("Bag", num_images_per_prompt=3, num_inference_steps=4).images
-    >>> monitor.kpe.per_dim.shape
-    torch.Size([3])
+    Examples:
+        >>> from diffusers_kts import ClassConditionalFlowPipeline, embedded_model
+        >>> pipe = ClassConditionalFlowPipeline.from_pretrained(embedded_model())
+        >>> pipe.set_progress_bar_config(disable=True)
+        >>> monitor = KPEMonitorPipeline.from_pipe(pipe)  # shares all components with the pipeline given
+        >>> images = monitor("Bag", num_images_per_prompt=3, num_inference_steps=4).images
+        >>> monitor.kpe.per_dim.shape
+        torch.Size([3])
 
     The result is an instance of the pipeline's own class too, and what it saves loads in plain diffusers. It also serves as
     a base, ``class MonitoredSD3(KPEMonitorPipeline, StableDiffusion3Pipeline): pass``. Modular pipelines are monitored in

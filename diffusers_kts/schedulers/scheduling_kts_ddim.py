@@ -17,10 +17,11 @@ class KTSDDIMScheduler(KTSDiffusionMixin, DDIMScheduler):
     With shaping off, steps are bit-equal to `DDIMScheduler`. Energies are in flow coordinates too. ``sigmas`` holds the
     levels ``1 - t`` of the schedule.
 
-    >>> scheduler = KTSDDIMScheduler(alpha_0=0.05, beta_0=0.0)
-    >>> scheduler.set_timesteps(2)
-    >>> [round(t, 3) for t in scheduler.plan.times]
-    [0.225, 0.99, 1.0]
+    Examples:
+        >>> scheduler = KTSDDIMScheduler(alpha_0=0.05, beta_0=0.0)
+        >>> scheduler.set_timesteps(2)
+        >>> [round(t, 3) for t in scheduler.plan.times]
+        [0.225, 0.99, 1.0]
 
     Source: arXiv 2602.07928 for the equation; its use beyond flow matching is ours.
 

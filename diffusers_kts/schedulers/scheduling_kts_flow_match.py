@@ -27,13 +27,14 @@ class KTSFlowMatchScheduler(KTSSchedulerMixin, FlowMatchEulerDiscreteScheduler):
     of the flow coordinates ``x / (1 + sigma)`` at ``t = 1 / (1 + sigma)``, see `diffusers_kts.flow_coordinates`. A run that
     starts late (img2img) takes the gains of its own flow times, hence mostly landing.
 
-    >>> scheduler = KTSFlowMatchScheduler(alpha_0=0.05, beta_0=0.0)
-    >>> scheduler.set_timesteps(sigmas=[1.0, 0.7, 0.4])
-    >>> print(scheduler.schedule_table())
-    step     sigma        t       eta  phase
-       0   1.00000  0.00000  1.050000  launch
-       1   0.70000  0.30000  1.025000  launch
-       2   0.40000  0.60000  1.000000  landing
+    Examples:
+        >>> scheduler = KTSFlowMatchScheduler(alpha_0=0.05, beta_0=0.0)
+        >>> scheduler.set_timesteps(sigmas=[1.0, 0.7, 0.4])
+        >>> print(scheduler.schedule_table())
+        step     sigma        t       eta  phase
+           0   1.00000  0.00000  1.050000  launch
+           1   0.70000  0.30000  1.025000  launch
+           2   0.40000  0.60000  1.000000  landing
 
     Source: arXiv 2602.07928; ``touchdown`` and ``gain`` are not from the paper.
 

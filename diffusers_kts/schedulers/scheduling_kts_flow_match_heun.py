@@ -21,10 +21,11 @@ class KTSFlowMatchHeunScheduler(KTSFlowMatchScheduler, FlowMatchHeunDiscreteSche
     with shaping off, steps are bit-equal to it on the same sigmas. As there, `timesteps` and `sigmas` name every level but the
     first twice, and `gains`, `schedule_table` and `kpe` have an entry for each evaluation. Energies are the trapezoidal sums.
 
-    >>> scheduler = KTSFlowMatchHeunScheduler(gain=[1.0, 1.1])
-    >>> scheduler.set_timesteps(2)
-    >>> scheduler.gains.tolist()  # of three evaluations in two steps
-    [1.0, 1.1, 1.1]
+    Examples:
+        >>> scheduler = KTSFlowMatchHeunScheduler(gain=[1.0, 1.1])
+        >>> scheduler.set_timesteps(2)
+        >>> scheduler.gains.tolist()  # of three evaluations in two steps
+        [1.0, 1.1, 1.1]
 
     Source: arXiv 2602.07928, except ``touchdown``, which is ours. Arguments are those of `KTSFlowMatchScheduler`.
 
