@@ -136,12 +136,13 @@ def _with_methods(cls: type, replaced: dict[str, Callable]) -> type:
     def on_class(method: Callable) -> Callable:
         return functools.wraps(method)(lambda self, *args, **kwargs: method(*args, **kwargs))
 
-    return _subclass(cls, {name: on_class(method) for name, method in replaced.items()})
+    return namesake(cls, {name: on_class(method) for name, method in replaced.items()})
 
 
-def _subclass(cls: type, body: dict[str, Any]) -> type:
+def namesake(cls: type, body: dict[str, Any], *mixins: type) -> type:
+    """A subclass of ``cls`` with the same name and module, by which diffusers goes in saving, loading and AutoPipeline."""
     names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
-    return type(cls.__name__, (cls,), names | body)
+    return type(cls.__name__, (*mixins, cls), names | body)
 
 
 @functools.cache
@@ -183,7 +184,7 @@ def _recording_class(cls: Any) -> type:
     body: dict[str, Any] = {"set_timesteps": set_timesteps, "step": step}
     if not hasattr(cls, "scale_model_input"):  # Bria calls it on every scheduler that is not exactly the stock class
         body["scale_model_input"] = lambda self, sample, timestep=None: sample
-    return _subclass(cls, body)
+    return namesake(cls, body)
 
 
 def _arguments_of_step(cls: type) -> list[str]:

@@ -9,7 +9,7 @@ from diffusers import DiffusionPipeline
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 
 from ..kpe.recorder import KPERecorder
-from ..kpe.recording import Session, main_trace, measurable_schedulers, recording
+from ..kpe.recording import Session, main_trace, measurable_schedulers, namesake, recording
 from ..kpe.trace import KPETrace
 from .pipeline_kpe_monitor import KPEMonitorPipeline
 
@@ -112,8 +112,7 @@ def _listening_class(cls: Any) -> type:
                 callback.session = session
             return cls.__call__(self, *args, **kwargs)
 
-    names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
-    return type(cls.__name__, (cls,), names | {"__call__": call, "listens_to_callbacks": True})
+    return namesake(cls, {"__call__": call, "listens_to_callbacks": True})
 
 
 def _callbacks(value: Any) -> list[KPECallback]:

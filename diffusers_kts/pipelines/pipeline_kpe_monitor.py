@@ -8,7 +8,7 @@ from typing import Any
 
 from diffusers import DiffusionPipeline, ModularPipeline
 
-from ..kpe.recording import PIPELINES, main_trace, measurable_schedulers, recording
+from ..kpe.recording import PIPELINES, main_trace, measurable_schedulers, namesake, recording
 from ..kpe.trace import KPETrace
 from .loading import load_pipeline
 
@@ -126,6 +126,4 @@ def plain_class(cls: type) -> Any:
 
 @functools.cache
 def _monitored_class(cls: type) -> type:
-    # diffusers goes by a pipeline's name and module (saving, AutoPipeline): both stay
-    names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
-    return type(cls.__name__, (KPEMonitorPipeline, cls), names)
+    return namesake(cls, {}, KPEMonitorPipeline)
