@@ -17,7 +17,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n", type=int, default=8)
     parser.add_argument("--keep", choices=["most", "least"], default="most")
-    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--num-inference-steps", type=int, default=50)
     parser.add_argument("--output", default="best_of_n.png")
     args = parser.parse_args()
 
@@ -27,7 +27,7 @@ def main() -> None:
     out = pipe(
         labels,
         num_images_per_prompt=args.n,
-        num_inference_steps=args.steps,
+        num_inference_steps=args.num_inference_steps,
         guidance_scale=1.5,
         generator=torch.Generator().manual_seed(0),
         output_type="pt",

@@ -18,7 +18,7 @@ def main() -> None:
     parser.add_argument("image")
     parser.add_argument("prompt")
     parser.add_argument("--strength", type=float, default=0.6)
-    parser.add_argument("--steps", type=int, default=28)
+    parser.add_argument("--num-inference-steps", type=int, default=28)
     parser.add_argument("--output", default="img2img.png")
     args = parser.parse_args()
 
@@ -26,7 +26,7 @@ def main() -> None:
     pipe = AutoPipelineForImage2Image.from_pretrained(args.model, dtype=dtype).to(device)
     pipe.scheduler = KTSFlowMatchScheduler.from_config(pipe.scheduler.config, alpha_0=0.0, beta_0=0.01)
     image = load_image(args.image)
-    call = {"image": image, "strength": args.strength, "num_inference_steps": args.steps, "height": image.height}
+    call = {"image": image, "strength": args.strength, "num_inference_steps": args.num_inference_steps, "height": image.height}
     out = pipe(args.prompt, **call, width=image.width, generator=torch.Generator().manual_seed(0))
     out.images[0].save(args.output)
     print(pipe.scheduler.kpe)

@@ -11,7 +11,7 @@ from diffusers_kts import ClassConditionalFlowPipeline, KPECallback, KPEMonitorP
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--every", type=int, default=10)
-    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--num-inference-steps", type=int, default=50)
     parser.add_argument("--output", default="energy.png")
     args = parser.parse_args()
 
@@ -22,7 +22,7 @@ def main() -> None:
 
     pipe = ClassConditionalFlowPipeline.from_pretrained(embedded_model())
     pipe = KPEMonitorPipeline.from_pipe(pipe)
-    pipe(["Sneaker", "Bag"], num_inference_steps=args.steps, callback_on_step_end=KPECallback(on_step))
+    pipe(["Sneaker", "Bag"], num_inference_steps=args.num_inference_steps, callback_on_step_end=KPECallback(on_step))
 
 
 if __name__ == "__main__":

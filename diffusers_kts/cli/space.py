@@ -4,13 +4,13 @@ from typing import Annotated
 
 import typer
 
-from ..models import NAMES
+from ..models import NAMES, SHOWN_FIRST
 
 
 def space(
     model: Annotated[
-        str, typer.Option(envvar="KTS_MODEL", help="'memorizing', 'generalizing', a folder or a Hub id.")
-    ] = NAMES[0],
+        str, typer.Option(envvar="KTS_MODEL", help=f"Pipeline folder, Hub id, or one of {', '.join(NAMES)}.")
+    ] = SHOWN_FIRST,
     host: Annotated[str, typer.Option(help="Address to serve on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 7860,
 ) -> None:

@@ -19,6 +19,7 @@ from ..images.training_images import load_images
 from ..kpe.plot import plot_power
 from ..kpe.trace import KPETrace
 from ..memorization.fraction import MemorizedFraction, measure_memorization, memorized
+from ..models import PROMPTS
 from ..plotting import plot_neighbors, plot_samples
 from ..sampling.devices import usable_device
 from ..sampling.find import IMAGES, find_images, find_model, num_classes
@@ -29,7 +30,6 @@ from ..seeding import sample_seed
 from .settings import DemoSettings
 
 FILES = ("samples.png", "energy.png", "neighbors.png", "kpe.parquet", "summary.json")
-PROMPTS = "prompts.txt"  # that a text model brings along
 SHOWN = 64  # samples in a picture
 NEIGHBOR_ROWS = 8
 

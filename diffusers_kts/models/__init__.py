@@ -6,6 +6,9 @@ from pathlib import Path
 CLASS_CONDITIONAL = ("memorizing", "generalizing")
 TEXT_TO_IMAGE = ("emoji", "emoji-memorizing")
 NAMES = (*CLASS_CONDITIONAL, *TEXT_TO_IMAGE)
+SHOWN_FIRST = "emoji-memorizing"  # by the demo and the Space
+GUIDANCE = {"emoji": 4.0, "emoji-memorizing": 1.0}  # scale to use unless another is given; their pipeline's own is 7
+PROMPTS = "prompts.txt"  # suggestions that a text-to-image model brings along
 REMEDY = f"give a pipeline folder, a Hub id, or {', '.join(NAMES[:-1])} or {NAMES[-1]}"
 
 

@@ -128,7 +128,7 @@ def _example_data_set() -> str:
     from .dataset import data_set_card
 
     with tempfile.TemporaryDirectory() as folder:
-        labels = ",".join(load().subjects[1:])
+        labels = ",".join(load(CLASS_CONDITIONAL[0]).about.classes[1:])
         run_generate(
             GenerateSettings(
                 model=CLASS_CONDITIONAL[0], class_labels=labels, images_per_prompt=4, num_inference_steps=50, output=folder

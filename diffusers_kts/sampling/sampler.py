@@ -13,6 +13,7 @@ import torch
 from ..errors import brief
 from ..kpe.stock_schedulers import is_flow_matching
 from ..kpe.trace import KPETrace
+from ..models import GUIDANCE
 from ..pipelines.pipeline_kpe_monitor import KPEMonitorPipeline, plain_class
 from ..schedulers.replacement import fitting_scheduler
 from ..seeding import sample_generators, sample_seed
@@ -78,6 +79,8 @@ class Sampler:
     def _arguments(self) -> dict[str, Any]:
         s = self.settings
         arguments = {name: value for name in ARGUMENTS if (value := getattr(s, name)) is not None}
+        if s.model in GUIDANCE and "guidance_scale" not in s.pipeline_args:
+            arguments.setdefault("guidance_scale", GUIDANCE[s.model])
         for name in arguments:
             if name not in self.parameters:
                 raise ValueError(f"{self.name} takes no {name}; leave that option out.")

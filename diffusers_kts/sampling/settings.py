@@ -15,7 +15,7 @@ from typing import Any, ClassVar, TypeVar
 
 import yaml
 
-from ..models import NAMES
+from ..models import GUIDANCE, NAMES
 from ..presets import PRESETS, load_preset
 from ..shaping import SHAPING, Shaping
 
@@ -156,7 +156,9 @@ class SamplingSettings(Settings):
     offload: str = setting("none", "Move parts of the model to the CPU when idle.", MODEL, identity=False, choices=OFFLOADS)
     compile: bool = setting(False, "torch.compile the transformer.", MODEL)
     num_inference_steps: int | None = setting(None, "Sampler steps. Default: the pipeline's.", SAMPLING, least=1)
-    guidance_scale: float | None = setting(None, "Guidance. Default: the pipeline's.", SAMPLING)
+    guidance_scale: float | None = setting(
+        None, "Guidance. Default: the pipeline's; " + ", ".join(f"{n} {g:g}" for n, g in GUIDANCE.items()) + ".", SAMPLING
+    )
     negative_prompt: str | None = setting(None, "Negative prompt of every sample.", SAMPLING)
     height: int | None = setting(None, "In pixels. Default: the pipeline's.", SAMPLING, least=1)
     width: int | None = setting(None, "In pixels. Default: the pipeline's.", SAMPLING, least=1)

@@ -18,11 +18,13 @@ import anyio.to_thread
 import gradio as gr
 
 from ..gain import SCHEDULES
+from ..models import NAMES, SHOWN_FIRST
 from ..presets import PRESETS
 from . import views
 from .charts import gain_chart
 from .limits import (
     ALL,
+    MAX_GUIDANCE,
     MAX_IMAGES,
     MAX_PROMPT,
     MAX_SEED,
@@ -48,7 +50,8 @@ DEFAULT_PRESET = "balanced"
 STEPS_OF_SLIDERS = {"alpha_0": 0.005, "beta_0": 0.001, "tau_split": 0.05, "touchdown": 0.05}
 MEANINGS = {"alpha_0": "launch", "beta_0": "landing", "tau_split": "land from", "touchdown": "1 is none"}
 SWEPT = tuple(MEANINGS)
-PROMPT = "a red fox in fresh snow, morning light"
+WHAT = ("subject", "seed", "steps", "count", "guidance_scale", "negative_prompt")  # of a `Drawing`
+PROMPTS = ("a red fox in fresh snow, morning light", "a glass of water on a stone table")
 PLAIN = "plain Euler"
 ALONE = 3.0  # seconds after which a page that nobody has opened loads its model
 LOADING = "Loading the model; its first images come in a few seconds. The sliders work already."
@@ -60,6 +63,7 @@ to t = 1. **Plain** images take each step as the model says. **Shaped** images m
 early (the *launch*), below 1 late (the *landing*). The model is told the true time; only the distance moved changes.
 Both images of a pair start from the same noise.
 
+* Guidance 1 is none. Several prompts, a line each, are drawn in turn.
 * `alpha_0` is the strength of the launch, `beta_0` of the landing, `tau_split` the time where one gives way to the other.
 * With a large `beta_0` the gain falls below 0: the image would run backwards. The page warns, and the server refuses.
 * What a landing takes away stays in the image as noise.
@@ -75,15 +79,15 @@ pixel values. *Early* is the part before `tau_split`, *late* the rest.
 
 For every image the page looks for the two nearest training images, at distances d1 and d2. If d1/d2 is below 1/3 the image is
 far closer to one training image than to any other: it counts as **memorized** and has an orange frame. The default model was
-trained on few images for long, on purpose, so that it memorizes a lot and there is something to see. On a model that takes
-prompts, the training images are not known, and the page shows energies only.
+trained on few images for long, on purpose, so that it memorizes a lot and there is something to see. Where the training
+images of a model are not known, the page shows energies only.
 
 Whether shaping helps is a property of the model: measure it on yours. The method is that of *A Kinetic Energy Perspective of
 Flow Matching* ([arXiv 2602.07928](https://arxiv.org/abs/2602.07928)); touchdown is an addition of this project.
 """
 
 
-def build(name: str = "memorizing") -> gr.Blocks:
+def build(name: str = SHOWN_FIRST) -> gr.Blocks:
     """The app on a model; see `diffusers_kts.space.model.SpaceModel` for ``name``."""
     _own_temporary_folder()
     page = Page(Served(name))
@@ -141,9 +145,14 @@ class Page:
     def __init__(self, served: Served) -> None:
         self.served = served
         self.sessions = Sessions()
-        self.max_images = MAX_IMAGES if served.by_class else 4
-        self.population = POPULATION if served.by_class else 8
+        small = served.by_class or served.name in NAMES
+        self.at_once = 2 if small else 1
+        self.draws_first = small and gpu.spaces is None  # elsewhere it costs more than a visitor waits for
+        self.max_images = MAX_IMAGES if small else 4
+        self.population = POPULATION if served.by_class else POPULATION // 2 if small else 8
         self.steps = 50 if served.by_class else 28
+        suggestions = served.about.suggestions or PROMPTS
+        self.subject = ALL if served.by_class else "\n".join(suggestions[:4])
         self._first: str | None = None
         self._first_lock = threading.Lock()
 
@@ -161,12 +170,14 @@ class Page:
         seed: Any,
         steps: Any,
         count: Any,
+        guidance_scale: Any,
+        negative_prompt: Any,
         *shaping: Any,
         request: gr.Request,
         progress: gr.Progress,
         stopped: threading.Event | None = None,
     ) -> str:
-        drawing = Drawing(subject, seed, steps, count, max_count=self.max_images)
+        drawing = Drawing(subject, seed, steps, count, guidance_scale, negative_prompt, max_count=self.max_images)
         results = self._draw(drawing, _both(Shaping(*shaping)), request, progress, stopped)
         return views.comparison(results, self.served.training, self._names(drawing))
 
@@ -175,12 +186,15 @@ class Page:
         subject: Any,
         seed: Any,
         steps: Any,
+        guidance_scale: Any,
+        negative_prompt: Any,
         *shaping: Any,
         request: gr.Request,
         progress: gr.Progress,
         stopped: threading.Event | None = None,
     ) -> str:
-        drawing = Drawing(subject, seed, steps, self.population, max_count=self.population)
+        many = self.population
+        drawing = Drawing(subject, seed, steps, many, guidance_scale, negative_prompt, max_count=many)
         results = self._draw(drawing, _both(Shaping(*shaping)), request, progress, stopped)
         return views.population(results, self.served.training, self._names(drawing))
 
@@ -189,6 +203,8 @@ class Page:
         subject: Any,
         seed: Any,
         steps: Any,
+        guidance_scale: Any,
+        negative_prompt: Any,
         x: Any,
         x_from: Any,
         x_to: Any,
@@ -205,7 +221,7 @@ class Page:
             raise Refused(f"both settings are {x}; choose two different ones.")
         xs, ys = (self._values(*axis, values) for axis in ((x, x_from, x_to), (y, y_from, y_to)))
         base = vars(Shaping(*shaping))
-        drawing = Drawing(subject, seed, steps, 1)
+        drawing = Drawing(subject, seed, steps, 1, guidance_scale, negative_prompt)
         plans = {
             (row, column): Shaping(**(base | {x: vx, y: vy})).check()
             for row, vy in enumerate(ys)
@@ -233,7 +249,7 @@ class Page:
         progress: Any,
         stopped: threading.Event | None,
     ) -> dict[Any, "Drawn"]:
-        self.served.check(drawing)
+        self.served.about.check(drawing)
         total, done = len(plans) * drawing.steps, 0
         with self.sessions.drawing(_session(request), stopped) as stopped:
             if progress is not None and self.served.loaded is None:
@@ -252,23 +268,21 @@ class Page:
             return {name: model.draw(drawing, shaping, advance) for name, shaping in plans.items()}
 
     def _names(self, drawing: Drawing) -> list[str]:
-        if not self.served.by_class or drawing.subject != ALL:
-            return [drawing.subject] * drawing.count
-        classes = self.served.subjects[1:]
-        return [classes[i % len(classes)] for i in range(drawing.count)]
+        classes = self.served.about.classes[1:]
+        return [classes[i % len(classes)] if name == ALL else name for i, name in enumerate(drawing.subjects)]
 
     def first(self) -> str:
         """The images that are there before anything is pressed, drawn once for all visitors; none where a press costs more: a
-        model that takes prompts, and ZeroGPU, where the GPU comes with a press.
+        large model, and ZeroGPU, where the GPU comes with a press.
 
         Raises:
             Unavailable: the model could not be loaded.
         """
-        if gpu.spaces is not None or not self.served.by_class:
+        if not self.draws_first:
             return _note("Press Generate to see plain and shaped images of the same noise.")
         with self._first_lock:
             if self._first is None:
-                drawing, model = Drawing(ALL, 0, self.steps, 4), self.served.load()
+                drawing, model = Drawing(self.subject, 0, self.steps, 4), self.served.load()
                 results = {name: model.draw(drawing, shaping) for name, shaping in _both(preset(DEFAULT_PRESET)).items()}
                 self._first = views.comparison(results, model.training, self._names(drawing))
             return self._first
@@ -287,7 +301,7 @@ class Page:
             gr.Markdown(
                 "# Shape the way a flow model moves\n"
                 "Plain and shaped images from the same noise, the energy each of them took, and the training images they come "
-                "close to. Drag a slider, then press Generate."
+                "close to."
             )
             with gr.Row(elem_id="top"):
                 with gr.Column(scale=2, min_width=300):
@@ -311,7 +325,7 @@ class Page:
                 with gr.Tab("Population", id="population"):
                     gr.Markdown(
                         f"{self.population} images with the settings above, plain and shaped: the energy of each against "
-                        + ("d1/d2." if self.served.knows_training else "its late share.")
+                        + ("d1/d2." if self.served.about.knows_training else "its late share.")
                     )
                     many = gr.Button(f"Draw {self.population}", variant="primary", elem_id="draw-population")
                     crowd = gr.HTML("", elem_id="crowd", js_on_load=CHOOSE)
@@ -321,24 +335,37 @@ class Page:
         return page
 
     def _controls(self) -> dict[str, Any]:
-        start = preset(DEFAULT_PRESET)
+        start, about = preset(DEFAULT_PRESET), self.served.about
         controls: dict[str, Any] = {}
         with gr.Group(elem_id="what"):
             with gr.Row():
                 if self.served.by_class:
                     controls["subject"] = gr.Dropdown(
-                        self.served.subjects, value=ALL, label="Class", elem_id="subject", min_width=150, scale=2
+                        list(about.classes), value=ALL, label="Class", elem_id="subject", min_width=150, scale=2
                     )
                 else:
                     controls["subject"] = gr.Textbox(
-                        PROMPT, label="Prompt", max_length=MAX_PROMPT, lines=2, elem_id="subject", min_width=200, scale=2
-                    )
-                controls["seed"] = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=MAX_SEED, min_width=90)
+                        self.subject, label="Prompts, a line each", max_length=MAX_PROMPT, lines=2,
+                        max_lines=4, elem_id="subject", min_width=200, scale=2,
+                    )  # fmt: skip
+                controls["seed"] = gr.Number(
+                    0, label="Seed", precision=0, minimum=0, maximum=MAX_SEED, min_width=90, elem_id="seed"
+                )
             with gr.Row():
                 controls["steps"] = gr.Slider(1, MAX_STEPS, self.steps, step=1, label="Steps", min_width=150, elem_id="steps")
                 controls["count"] = gr.Slider(
                     1, self.max_images, min(4, self.max_images), step=1, label="Images", min_width=150
                 )
+            scale = about.guidance_scale
+            with gr.Row(visible=scale is not None or about.takes_negative_prompt):
+                controls["guidance_scale"] = gr.Slider(
+                    0, MAX_GUIDANCE, 1.0 if scale is None else scale, step=0.5, label="Guidance", min_width=150,
+                    elem_id="guidance_scale", visible=scale is not None,
+                )  # fmt: skip
+                controls["negative_prompt"] = gr.Textbox(
+                    "", label="Negative prompt", max_length=MAX_PROMPT, elem_id="negative_prompt", min_width=150,
+                    visible=about.takes_negative_prompt,
+                )  # fmt: skip
         with gr.Accordion("Shape by hand", open=True, elem_id="by-hand"):
             with gr.Row():
                 for name in SWEPT:
@@ -385,7 +412,7 @@ class Page:
         shaping = [controls[name] for name in SHAPING]
         every = list(controls.values())
         quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-        draws: dict[str, Any] = {"concurrency_id": "draw", "concurrency_limit": 2 if self.served.by_class else 1}
+        draws: dict[str, Any] = {"concurrency_id": "draw", "concurrency_limit": self.at_once}
 
         curve = (_told(self.eta), [controls["steps"], *shaping], eta)
         gr.on([control.change for control in curve[1]], *curve, trigger_mode="always_last", **quiet)
@@ -398,24 +425,29 @@ class Page:
             self.opening, None, compared, show_progress="hidden", api_visibility="private", concurrency_limit=None
         )
 
-        async def generate(subject, seed, steps, count, alpha_0, beta_0, tau_split, touchdown, early_schedule, late_schedule,
+        async def generate(subject, seed, steps, count, guidance_scale, negative_prompt,
+                     alpha_0, beta_0, tau_split, touchdown, early_schedule, late_schedule,
                      request: gr.Request, progress=gr.Progress()):  # fmt: skip  # noqa: B008 (gradio's convention)
+            what = (subject, seed, steps, count, guidance_scale, negative_prompt)
             shaped = (alpha_0, beta_0, tau_split, touchdown, early_schedule, late_schedule)
-            return await _drawn(self.generate, subject, seed, steps, count, *shaped, request=request, progress=progress)
+            return await _drawn(self.generate, *what, *shaped, request=request, progress=progress)
 
-        async def draw_population(subject, seed, steps, alpha_0, beta_0, tau_split, touchdown, early_schedule, late_schedule,
+        async def draw_population(subject, seed, steps, guidance_scale, negative_prompt,
+                            alpha_0, beta_0, tau_split, touchdown, early_schedule, late_schedule,
                             request: gr.Request, progress=gr.Progress()):  # fmt: skip  # noqa: B008
+            what = (subject, seed, steps, guidance_scale, negative_prompt)
             shaped = (alpha_0, beta_0, tau_split, touchdown, early_schedule, late_schedule)
-            return await _drawn(self.draw_population, subject, seed, steps, *shaped, request=request, progress=progress)
+            return await _drawn(self.draw_population, *what, *shaped, request=request, progress=progress)
 
-        async def draw_sweep(subject, seed, steps, x, x_from, x_to, y, y_from, y_to, values,
+        async def draw_sweep(subject, seed, steps, guidance_scale, negative_prompt, x, x_from, x_to, y, y_from, y_to, values,
                        alpha_0, beta_0, tau_split, touchdown, early_schedule, late_schedule,
                        request: gr.Request, progress=gr.Progress()):  # fmt: skip  # noqa: B008
-            shaped = (alpha_0, beta_0, tau_split, touchdown, early_schedule, late_schedule)
+            what = (subject, seed, steps, guidance_scale, negative_prompt)
             axes = (x, x_from, x_to, y, y_from, y_to, values)
-            return await _drawn(self.sweep, subject, seed, steps, *axes, *shaped, request=request, progress=progress)
+            shaped = (alpha_0, beta_0, tau_split, touchdown, early_schedule, late_schedule)
+            return await _drawn(self.sweep, *what, *axes, *shaped, request=request, progress=progress)
 
-        what = [controls["subject"], controls["seed"], controls["steps"]]
+        what = [controls[name] for name in ("subject", "seed", "steps", "guidance_scale", "negative_prompt")]
         drawn = go.click(generate, every, compared, api_name="generate", trigger_mode="once", **draws)
         for event in (opened, drawn):
             event.success(*curve, **quiet)  # the model is loaded now, and with it the steps are known
@@ -424,32 +456,34 @@ class Page:
         halt.click(self.stop, None, None, **(quiet | {"api_visibility": "public", "api_name": "stop"}))
 
     def _examples_of(self, every: list[Any]) -> None:
-        subjects, images = self.served.subjects, min(8, self.max_images)
-        if subjects:
-            shown = [(subjects[0], 0, "anti_memorization"), (subjects[-1], 3, "landing"), (subjects[1], 5, "quality")]
-        else:
-            shown = [(PROMPT, 0, "quality"), ("a glass of water on a stone table", 1, "balanced")]
-        rows = [[subject, seed, self.steps, images, *vars(preset(name)).values()] for subject, seed, name in shown]
+        about, images = self.served.about, min(8, self.max_images)
+        names = ("anti_memorization", "landing", "quality", "balanced")
+        some = (
+            (about.classes[0], about.classes[-1], *about.classes[1:3]) if about.classes else about.suggestions[:6] or PROMPTS
+        )
+        shown = [(subject, seed, names[seed % len(names)]) for seed, subject in enumerate(some)]
+        guidance = [1.0 if about.guidance_scale is None else about.guidance_scale, ""]
+        rows = [[text, seed, self.steps, images, *guidance, *vars(preset(name)).values()] for text, seed, name in shown]
         labels = [f"{subject}: {_heading(preset(name))}" for subject, _, name in shown]
         gr.Examples(rows, every, label="Try", example_labels=labels, elem_id="examples")
 
     def _from_url(self, request: gr.Request) -> list[Any]:
         """Settings in the address, once they are in range; what is not there, or not usable, stays as it is."""
         given = dict(request.query_params) if request else {}
-        shared = {name: _read(name, given[name]) for name in ("subject", "seed", "steps", "count", *SHAPING) if name in given}
+        shared = {name: _read(name, given[name]) for name in (*WHAT, *SHAPING) if name in given}
         try:
-            start: dict[str, Any] = {"subject": ALL if self.served.by_class else PROMPT, "steps": self.steps}
-            numbers = {name: shared[name] for name in ("subject", "seed", "steps", "count") if name in shared}
-            drawing = Drawing(**(start | numbers), max_count=self.max_images)
-            self.served.check(drawing)
+            start: dict[str, Any] = {"subject": self.subject, "steps": self.steps}
+            start |= {"guidance_scale": self.served.about.guidance_scale or 1.0}
+            drawing = Drawing(**start | {name: shared[name] for name in WHAT if name in shared}, max_count=self.max_images)
+            self.served.about.check(drawing)
             shaping = Shaping(**(vars(preset(DEFAULT_PRESET)) | {n: v for n, v in shared.items() if n in SHAPING}))
         except Refused as refusal:
             gr.Warning(f"The address is not used: {refusal}")
             shared = {}
         if not shared:
-            return [gr.skip()] * (len(SHAPING) + 5)
+            return [gr.skip()] * (len(WHAT) + len(SHAPING) + 1)
         named = [name for name in PRESETS if preset(name) == shaping and name != "off"]
-        values = [drawing.subject, drawing.seed, drawing.steps, drawing.count]
+        values = [getattr(drawing, name) for name in WHAT]
         return [*values, *vars(shaping).values(), named[0] if named else CUSTOM]
 
 
@@ -482,7 +516,7 @@ def _session(request: gr.Request | None) -> str:
 
 
 def _read(name: str, value: str) -> Any:
-    if name in ("subject", "early_schedule", "late_schedule"):
+    if name in ("subject", "negative_prompt", "early_schedule", "late_schedule"):
         return value
     try:
         return float(value)

@@ -1,7 +1,6 @@
 """What a visitor may ask for. Enforced on the server: the ranges of the page bind nobody who calls the API."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +9,7 @@ from ..gain import SCHEDULES, Gain
 RANGES = {"alpha_0": (0.0, 0.5), "beta_0": (0.0, 0.1), "tau_split": (0.05, 0.95), "touchdown": (0.3, 1.0)}
 ALL = "all classes"
 MAX_SEED = 2**31 - 1
+MAX_GUIDANCE = 20.0
 MAX_PROMPT = 500
 MAX_STEPS = 100
 MAX_IMAGES = 16
@@ -38,12 +38,6 @@ def choice(name: str, value: Any, options: Any) -> Any:
     if not isinstance(value, str) or value not in options:
         raise Refused(f"{name} is {value!r:.60}; choose one of {', '.join(options)}.")
     return value
-
-
-def check_subject(subject: str, subjects: Sequence[str]) -> None:
-    """Raises Refused for a class that is not among ``subjects``; a model without any takes prompts."""
-    if subjects and subject not in subjects:
-        raise Refused(f"there is no class {subject!r:.60}; choose from {', '.join(subjects)}.")
 
 
 def steepest_landing(late_schedule: str) -> float:
@@ -105,10 +99,12 @@ class Drawing:
     """What to draw: the same noises for every shaping.
 
     Args:
-        subject (`str`): name of a class, "all classes", or a prompt.
+        subject (`str`): name of a class, "all classes", or a prompt; several, one per line, are drawn in turn.
         seed (`int`): noise of image i depends on (seed, i) alone.
         steps (`int`): Euler steps.
         count (`int`): images.
+        guidance_scale (`float`, *optional*): None is the model's own.
+        negative_prompt (`str`): of a model that takes one.
 
     Raises:
         Refused: a number is out of range.
@@ -118,12 +114,53 @@ class Drawing:
     seed: int = 0
     steps: int = 50
     count: int = 4
+    guidance_scale: float | None = None
+    negative_prompt: str = ""
     max_steps: int = MAX_STEPS
     max_count: int = MAX_IMAGES
 
     def __post_init__(self) -> None:
         if not isinstance(self.subject, str) or not self.subject.strip() or len(self.subject) > MAX_PROMPT:
             raise Refused(f"the prompt or class is {self.subject!r:.60}; give 1 to {MAX_PROMPT} characters.")
+        if not isinstance(self.negative_prompt, str) or len(self.negative_prompt) > MAX_PROMPT:
+            raise Refused(f"the negative prompt is {self.negative_prompt!r:.60}; give at most {MAX_PROMPT} characters.")
+        if self.guidance_scale is not None:
+            scale = number("guidance_scale", self.guidance_scale, 0, MAX_GUIDANCE)
+            object.__setattr__(self, "guidance_scale", scale)
         object.__setattr__(self, "seed", number("seed", self.seed, 0, MAX_SEED, whole=True))
         object.__setattr__(self, "steps", number("steps", self.steps, 1, self.max_steps, whole=True))
         object.__setattr__(self, "count", number("images", self.count, 1, self.max_count, whole=True))
+
+    @property
+    def subjects(self) -> list[str]:
+        """What each image shows: the lines of ``subject``, in turn."""
+        lines = [line.strip() for line in self.subject.splitlines() if line.strip()]
+        return [lines[i % len(lines)] for i in range(self.count)]
+
+
+@dataclass(frozen=True)
+class About:
+    """What the page has to know of a model.
+
+    Attributes:
+        classes: to choose from; empty for a model that takes prompts.
+        suggestions: prompts that the model draws well.
+        guidance_scale: unless a visitor gives another; None if the model takes none.
+        takes_negative_prompt: whether it does.
+        knows_training: whether its training images are known.
+    """
+
+    classes: tuple[str, ...] = ()
+    suggestions: tuple[str, ...] = ()
+    guidance_scale: float | None = None
+    takes_negative_prompt: bool = False
+    knows_training: bool = False
+
+    def check(self, drawing: Drawing) -> None:
+        """Raises Refused for what the model does not take."""
+        if self.classes and drawing.subject not in self.classes:
+            raise Refused(f"there is no class {drawing.subject!r:.60}; choose from {', '.join(self.classes)}.")
+        if drawing.negative_prompt and not self.takes_negative_prompt:
+            raise Refused("this model takes no negative prompt; leave it empty.")
+        if self.guidance_scale is None and drawing.guidance_scale not in (None, 1.0):
+            raise Refused(f"guidance_scale is {drawing.guidance_scale:g}, but this model has no guidance; give 1.")

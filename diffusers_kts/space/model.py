@@ -13,7 +13,7 @@ import torch
 from ..kpe.trace import KPETrace
 from ..memorization.fraction import Memorization, measure_memorization
 from ..memorization.neighbors import distinct_images
-from ..models import NAMES
+from ..models import PROMPTS, SHOWN_FIRST
 from ..pipelines.pipeline_flow_class_conditional import ClassConditionalFlowPipeline
 from ..sampling.find import IMAGES, find_model
 from ..sampling.prompts import Prompt
@@ -22,7 +22,7 @@ from ..sampling.settings import SamplingSettings
 from ..schedulers.scheduling_kts_flow_match import KTSFlowMatchScheduler
 from ..seeding import sample_generators
 from ..images.training_images import load_images
-from .limits import ALL, Drawing, Shaping, check_subject
+from .limits import ALL, About, Drawing, Shaping
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,13 +38,13 @@ class SpaceModel:
     """A pipeline on its device, ready to draw.
 
     Args:
-        name (`str`): "memorizing", "generalizing", a folder, or the Hub id of a text-to-image flow model.
+        name (`str`): an embedded model, a folder, or the Hub id of a flow model.
 
     Raises:
         ValueError: there is no such model, or it is not flow matching.
     """
 
-    def __init__(self, name: str = NAMES[0]) -> None:
+    def __init__(self, name: str = SHOWN_FIRST) -> None:
         self.name = name
         folder, cuda = find_model(name), torch.cuda.is_available()
         settings = SamplingSettings(model=name, dtype="bfloat16" if cuda else "float32")
@@ -53,17 +53,21 @@ class SpaceModel:
         self.sampler.check_comparable()
         self.training: torch.Tensor | None = None
         self.by_class = isinstance(pipe, ClassConditionalFlowPipeline)
-        if self.by_class and (folder / IMAGES).exists():
-            side = pipe.transformer.config.sample_size * pipe.vae_scale_factor
-            channels = pipe.transformer.config.in_channels if pipe.vae is None else 3
-            self.training = load_images(folder / IMAGES, (channels, side, side))
+        if (folder / IMAGES).exists():
+            shape = self.sampler.image_shape([Prompt(0 if self.by_class else "a picture")])
+            self.training = load_images(folder / IMAGES, shape)
+        file = folder / PROMPTS
+        self.suggestions = tuple(file.read_text(encoding="utf-8").splitlines()) if file.exists() else ()
 
     @property
-    def subjects(self) -> list[str]:
-        """Classes to choose from; empty for a model that takes prompts."""
-        if not self.by_class:
-            return []
-        return [ALL, *(self.pipe.id2label.get(i, str(i)) for i in range(self.pipe.num_classes))]
+    def about(self) -> About:
+        classes: tuple[str, ...] = ()
+        scale = self.sampler.argument("guidance_scale")
+        if self.by_class:
+            classes = (ALL, *(self.pipe.id2label.get(i, str(i)) for i in range(self.pipe.num_classes)))
+            scale = scale if self.pipe.config.guidance_trained else None
+        negative = "negative_prompt" in self.sampler.parameters
+        return About(classes, self.suggestions, scale, negative, self.training is not None)
 
     @cached_property
     def distinct(self) -> torch.Tensor:
@@ -93,7 +97,7 @@ class SpaceModel:
         Raises:
             Refused: unsafe shaping, or a class the model does not know.
         """
-        check_subject(drawing.subject, self.subjects)
+        self.about.check(drawing)
         shaping.check()
         images, trace = draw_on_gpu(self.name, drawing, shaping, None if gpu.spaces else advance)
         found = None
@@ -110,19 +114,20 @@ class SpaceModel:
             if advance is not None:
                 advance()
 
-        subjects: Any = [drawing.subject] * drawing.count
+        subjects: Any = drawing.subjects
         if self.by_class:
-            classes = self.pipe.num_classes
-            subjects = [
-                i % classes if drawing.subject == ALL else self.subjects.index(drawing.subject) - 1
-                for i in range(drawing.count)
-            ]
+            classes = self.about.classes[1:]
+            subjects = [i % len(classes) if name == ALL else classes.index(name) for i, name in enumerate(subjects)]
+        changes: dict[str, Any] = {"negative_prompt": drawing.negative_prompt} if drawing.negative_prompt else {}
+        if drawing.guidance_scale is not None and self.about.guidance_scale is not None:
+            changes["guidance_scale"] = drawing.guidance_scale
         drawn = sampler.draw(
             range(drawing.count),
             [Prompt(subject) for subject in subjects],
             generators=sample_generators(drawing.seed, range(drawing.count)),
             num_inference_steps=drawing.steps,
             callback_on_step_end=after_each_step(after_step),
+            **changes,
         )
         return drawn.images, drawn.trace
 
@@ -130,7 +135,7 @@ class SpaceModel:
 LOADED: dict[str, SpaceModel] = {}
 
 
-def load(name: str = NAMES[0]) -> SpaceModel:
+def load(name: str = SHOWN_FIRST) -> SpaceModel:
     """The model, loaded at its first mention."""
     if name not in LOADED:
         LOADED[name] = SpaceModel(name)

@@ -9,9 +9,9 @@ import logging
 import threading
 from typing import TYPE_CHECKING
 
-from ..models import NAMES, embedded_model
+from ..models import CLASS_CONDITIONAL, GUIDANCE, NAMES, PROMPTS, SHOWN_FIRST, embedded_model
 from . import gpu
-from .limits import ALL, Drawing, check_subject
+from .limits import ALL, About
 
 if TYPE_CHECKING:
     import torch
@@ -29,41 +29,33 @@ class Served:
     """A model by name, see `diffusers_kts.space.model.SpaceModel`.
 
     Attributes:
-        subjects (`list[str]`): classes to choose from; empty for a model that takes prompts.
-        knows_training (`bool`): whether its training images are known.
+        about (`About`): what is known of it.
         loaded (`SpaceModel`, *optional*): the model, once `load` has succeeded.
 
     Raises:
         ValueError, OSError: as `SpaceModel`, where the model is loaded at once.
     """
 
-    def __init__(self, name: str = NAMES[0]) -> None:
+    def __init__(self, name: str = SHOWN_FIRST) -> None:
         self.name = name
         self.loaded: SpaceModel | None = None
         self._lock = threading.Lock()
         if name in NAMES and gpu.spaces is None:
-            folder = embedded_model(name)
-            self.subjects = [ALL, *json.loads((folder / "model_index.json").read_text())["id2label"].values()]
-            self.knows_training = (folder / "training_images.npz").exists()
+            self.about = _embedded(name)
         else:
             from .model import load
 
             self.loaded = load(name)
-            self.subjects = self.loaded.subjects
-            self.knows_training = self.loaded.training is not None
+            self.about = self.loaded.about
 
     @property
     def by_class(self) -> bool:
-        return bool(self.subjects)
+        return bool(self.about.classes)
 
     @property
     def training(self) -> "torch.Tensor | None":
         """(n, C, H, W) training images, once the model is loaded."""
         return self.loaded.training if self.loaded is not None else None
-
-    def check(self, drawing: Drawing) -> None:
-        """Raises Refused for a class that the model does not know."""
-        check_subject(drawing.subject, self.subjects)
 
     def load(self) -> "SpaceModel":
         """The model; the first caller loads it, others wait for that. After a failure the next caller tries again.
@@ -83,3 +75,13 @@ class Served:
                         "The model could not be loaded. Press Generate to try again; should that fail, the log says why."
                     ) from error
             return self.loaded
+
+
+def _embedded(name: str) -> About:
+    folder = embedded_model(name)
+    index, known = json.loads((folder / "model_index.json").read_text()), (folder / "training_images.npz").exists()
+    if name in CLASS_CONDITIONAL:
+        classes = (ALL, *index["id2label"].values())
+        return About(classes, guidance_scale=1.0 if index["guidance_trained"] else None, knows_training=known)
+    prompts = tuple((folder / PROMPTS).read_text().split("\n")[:-1])
+    return About((), prompts, GUIDANCE[name], takes_negative_prompt=True, knows_training=known)

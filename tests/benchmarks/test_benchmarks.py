@@ -109,7 +109,7 @@ def test_density_is_higher_where_the_training_images_are(bench):
 def test_the_scripts_write_their_sections_and_draw_nothing_twice(bench, monkeypatch, tmp_path, cache, capsys):
     monkeypatch.setattr(bench.frontier, "RESAMPLES", 4)
     monkeypatch.setattr(bench.memorization_score, "RESAMPLES", 20)
-    plain = ("--num-samples", 30, "--steps", 10)
+    plain = ("--num-samples", 30, "--num-inference-steps", 10)
     score = run(bench.memorization_score, monkeypatch, tmp_path, cache, *plain)
     assert score["chosen"] in score["models"][0]["scores"] and 0 < score["models"][0]["memorized"] < 1
     few = ("--families", "touchdown, equal calls", "plain Euler, fewer steps")
@@ -146,7 +146,7 @@ def test_the_scripts_write_their_sections_and_draw_nothing_twice(bench, monkeypa
 
 def test_tuning_writes_its_section(bench, monkeypatch, tmp_path, cache):
     monkeypatch.setattr(bench.tuning, "STUDIES", dict([*bench.tuning.STUDIES.items()][:1]))
-    small = ("--num-samples", 32, "--fresh-samples", 20, "--steps", 2, "--trials", 1)
+    small = ("--num-samples", 32, "--fresh-samples", 20, "--num-inference-steps", 2, "--trials", 1)
     result = run(bench.tuning, monkeypatch, tmp_path, cache, *small)
     (report,) = result["studies"].values()
     assert report["settings_tried"] == 1 and report["objectives"][0]["label"] == "Frechet distance, classifier.pt2"

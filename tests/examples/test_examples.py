@@ -39,29 +39,34 @@ def test_every_example_is_exercised():
 def test_swap_scheduler(run, tmp_path, name):
     TINY[name]().save_pretrained(tmp_path / name)
     more = ["--num-frames", 5] if name == "wan" else []
-    out = run("swap_scheduler.py", tmp_path / name, "a fox", "--steps", 3, "--size", 32, "--beta-0", 0.05, *more)
+    out = run("swap_scheduler.py", tmp_path / name, "a fox", "--num-inference-steps", 3, "--size", 32, "--beta-0", 0.05, *more)
     suffix = "gif" if name == "wan" else "png"
     plain, shaped = (Image.open(tmp_path / f"swapped-{kind}.{suffix}").convert("RGB") for kind in ("plain", "shaped"))
     assert plain.size == (32, 32) and plain.tobytes() != shaped.tobytes()
     assert out.count("energy per dimension") == 2
 
 
+def test_swap_scheduler_of_the_embedded_model(run, tmp_path):
+    assert run("swap_scheduler.py", "--num-inference-steps", 3).count("energy per dimension") == 2
+    assert Image.open(tmp_path / "swapped-shaped.png").size == (64, 64)
+
+
 def test_img2img(run, tmp_path):
     tiny_sd3().save_pretrained(tmp_path / "sd3")
     VaeImageProcessor.numpy_to_pil(torch.rand(1, 32, 32, 3).numpy())[0].save(tmp_path / "photo.png")
-    out = run("img2img.py", tmp_path / "sd3", tmp_path / "photo.png", "a fox", "--steps", 4)
+    out = run("img2img.py", tmp_path / "sd3", tmp_path / "photo.png", "a fox", "--num-inference-steps", 4)
     assert "a late start" in out and "landing" in out and Image.open(tmp_path / "img2img.png").size == (32, 32)
 
 
 def test_best_of_n(run, tmp_path):
-    most, least = (run("best_of_n.py", "--n", 3, "--steps", 2, "--keep", keep) for keep in ("most", "least"))
+    most, least = (run("best_of_n.py", "--n", 3, "--num-inference-steps", 2, "--keep", keep) for keep in ("most", "least"))
     for line, other in zip(most.splitlines(), least.splitlines(), strict=True):
         assert float(line.split()[-5]) == float(line.split()[-1]) and float(other.split()[-5]) == float(other.split()[-3])
     assert (tmp_path / "best_of_n.png").is_file()
 
 
 def test_live_plot(run, tmp_path):
-    out = run("live_plot.py", "--every", 2, "--steps", 4)
+    out = run("live_plot.py", "--every", 2, "--num-inference-steps", 4)
     assert out.startswith("step 2: t = 0.") and "step 4: t = 1.00" in out and (tmp_path / "energy.png").is_file()
 
 
@@ -79,5 +84,5 @@ def test_quickstart_notebook_runs_and_is_kept_executed(tmp_path):
     fresh = nbformat.read(EXAMPLES / "quickstart.ipynb", as_version=4)
     NotebookClient(fresh, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()  # raises what a cell raises
     for old, new in zip(kept.cells, fresh.cells, strict=True):
-        if old.cell_type == "code" and "id2label" in old.source:
+        if old.cell_type == "code" and "count} of" in old.source:
             assert old.outputs[-1]["data"]["text/plain"] == new.outputs[-1]["data"]["text/plain"]

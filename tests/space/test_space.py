@@ -11,12 +11,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_pipelines import tiny_flux, tiny_sd3
 
 from diffusers_kts import ClassConditionalFlowPipeline, Gain, KTSFlowMatchScheduler, embedded_model
 from diffusers_kts.gain import SCHEDULES
+from diffusers_kts.models import NAMES
 from diffusers_kts.seeding import sample_generators
 from diffusers_kts.space import app, charts, model, views
 from diffusers_kts.space.limits import RANGES, Drawing, Refused, Shaping, number, steepest_landing
@@ -68,7 +70,18 @@ def test_any_value_is_a_number_in_range_or_refused(value):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"seed": -1}, {"steps": 101}, {"steps": 2.5}, {"count": 17}, {"subject": ""}, {"subject": "x" * 501}]
+    "settings",
+    [
+        {"seed": -1},
+        {"steps": 101},
+        {"steps": 2.5},
+        {"count": 17},
+        {"subject": ""},
+        {"subject": "x" * 501},
+        {"negative_prompt": "x" * 501},
+        {"guidance_scale": 21.0},
+        {"guidance_scale": "2"},
+    ],
 )
 def test_drawings_out_of_range_are_refused(settings):
     with pytest.raises(Refused):
@@ -91,7 +104,7 @@ def visitor(session="a", **query):
     return SimpleNamespace(session_hash=session, query_params=query)
 
 
-CALL = ["Bag", 0, 2, 1, 0.0, 0.01, 0.6, 1.0, "linear", "exponential"]
+CALL = ["Bag", 0, 2, 1, 1.0, "", 0.0, 0.01, 0.6, 1.0, "linear", "exponential"]
 
 
 def test_the_page_stands_before_torch_is_imported():
@@ -107,14 +120,13 @@ def test_the_page_stands_before_torch_is_imported():
     assert loaded == "[]" and "line shaped" in eta and "once the model is loaded" in eta
 
 
-@pytest.mark.parametrize("name", ["memorizing", "generalizing"])
+@pytest.mark.parametrize("name", NAMES)
 def test_what_is_known_of_a_model_before_it_is_loaded_is_true(name):
     served = Served(name)
     assert served.loaded is None
-    known = served.subjects, served.knows_training, served.by_class
-    loaded = served.load()
+    known, loaded = served.about, served.load()
     assert served.loaded is loaded is served.load()
-    assert known == (loaded.subjects, loaded.training is not None, loaded.by_class)
+    assert known == loaded.about and served.by_class == loaded.by_class
 
 
 def test_zero_gpu_has_its_model_before_it_serves(monkeypatch):
@@ -130,7 +142,7 @@ def test_a_model_that_cannot_be_loaded_is_tried_again(monkeypatch, caplog):
     assert "ZeroDivisionError" in caplog.text  # the traceback, for whoever runs the page
     with pytest.raises(app.gr.Error, match="could not be loaded"):
         app._told(page.generate)(*CALL, request=visitor(), progress=None)
-    assert "kts-chart" in page.eta(*CALL[2:3], *CALL[4:])
+    assert "kts-chart" in page.eta(*CALL[2:3], *CALL[6:])
     with pytest.raises(Refused, match="no class 'Spoon'"):  # bad input is told at once
         page.generate("Spoon", *CALL[1:], request=visitor(), progress=None)
     monkeypatch.undo()
@@ -241,7 +253,7 @@ def test_stop_ends_a_drawing_and_frees_the_visitor(page, monkeypatch):
 
     page.first()
     monkeypatch.setattr(page.served.loaded, "draw", press_stop)
-    call = ["Bag", 0, 50, 1, 0, 0.01, 0.6, 1, "linear", "exponential"]
+    call = ["Bag", 0, 50, 1, 1.0, "", 0, 0.01, 0.6, 1, "linear", "exponential"]
     with pytest.raises(app.gr.Error, match="Stopped"):
         app._told(page.generate)(*call, request=visitor(), progress=None)
     monkeypatch.undo()
@@ -251,9 +263,11 @@ def test_stop_ends_a_drawing_and_frees_the_visitor(page, monkeypatch):
 def test_results_say_what_was_drawn(page, memorizing):
     shaping = ["0.05", 0.0]
     with pytest.raises(Refused, match="alpha_0 is '0.05'"):
-        page.generate("Bag", 0, 2, 1, *shaping, 0.6, 1, "linear", "exponential", request=visitor(), progress=None)
-    text = page.generate("all classes", 5, 2, 3, 0.05, 0, 0.6, 1, "linear", "exponential", request=visitor(), progress=None)
-    assert re.findall(r"<h4>(.*?)</h4>", text) == memorizing.subjects[1:4]
+        page.generate("Bag", 0, 2, 1, 1.0, "", *shaping, 0.6, 1, "linear", "exponential", request=visitor(), progress=None)
+    text = page.generate(
+        "all classes", 5, 2, 3, 1.0, "", 0.05, 0, 0.6, 1, "linear", "exponential", request=visitor(), progress=None
+    )
+    assert re.findall(r"<h4>(.*?)</h4>", text) == list(memorizing.about.classes[1:4])
     shaped = memorizing.draw(Drawing("all classes", 5, 2, 3), Shaping(0.05))
     assert f"energy {shaped.trace.per_dim[2]:.3f}" in text and f"d1/d2 {views.ratio(shaped, 2):.2f}" in text
     assert text.count('class="near exact"') == 12 and "KTS 0.05 / 0" in text and len(svg(text)) > 10
@@ -261,7 +275,9 @@ def test_results_say_what_was_drawn(page, memorizing):
 
 def test_sweep_and_population(page):
     settings = [0.0, 0.0, 0.6, 1.0, "linear", "exponential"]
-    text = page.sweep("Bag", 0, 2, "beta_0", 0, 0.05, "touchdown", 0.5, 1, 3, *settings, request=visitor(), progress=None)
+    text = page.sweep(
+        "Bag", 0, 2, 1.0, "", "beta_0", 0, 0.05, "touchdown", 0.5, 1, 3, *settings, request=visitor(), progress=None
+    )
     assert text.count("<img") == 9 and "0.025" in text
     for bad, words in (
         (["beta_0", 0, 0.05, "beta_0", 0, 0.05, 3], "two different"),
@@ -271,17 +287,17 @@ def test_sweep_and_population(page):
         (["beta_0", None, 0.05, "touchdown", 0.5, 1, 3], "beta_0 from is None"),
     ):
         with pytest.raises(Refused, match=words):
-            page.sweep("Bag", 0, 2, *bad, *settings, request=visitor(), progress=None)
-    text = page.draw_population("all classes", 0, 1, *settings, request=visitor(), progress=None)
+            page.sweep("Bag", 0, 2, 1.0, "", *bad, *settings, request=visitor(), progress=None)
+    text = page.draw_population("all classes", 0, 1, 1.0, "", *settings, request=visitor(), progress=None)
     points = [part for part in svg(text).iter() if part.get("data-point")]
     assert len(points) == 128 == text.count("data-detail") and all(part.get("aria-label") for part in points)
 
 
 def test_the_address_sets_what_is_in_range(page, monkeypatch):
     values = page._from_url(visitor(seed="7", touchdown="0.7", alpha_0="0", beta_0="0", subject="Bag"))
-    assert values[:4] == ["Bag", 7, page.steps, 4] and values[-1] == "anti_memorization" and values[7] == 0.7
+    assert values[:4] == ["Bag", 7, page.steps, 4] and values[-1] == "anti_memorization" and values[9] == 0.7
     untouched = page._from_url(visitor())
-    assert len(values) == len(untouched) == 11 and "value" not in str(untouched[0])
+    assert len(values) == len(untouched) == 13 and "value" not in str(untouched[0])
     for bad in ({"seed": "x"}, {"beta_0": "5"}, {"subject": "<script>"}, {"steps": "1e9"}):
         warned = []
         monkeypatch.setattr(app.gr, "Warning", warned.append)
@@ -294,12 +310,32 @@ def test_names_are_escaped(memorizing):
     assert "&lt;script" in charts.power_chart({"<script>": drawn.trace})
 
 
+def test_prompts_are_drawn_in_turn_with_guidance_and_a_negative_prompt():
+    emoji = model.load("emoji-memorizing")
+    drawn = emoji.draw(Drawing("a koala\n\n a pear ", 3, 2, 3, 2.5, "a tulip"), preset("landing"))
+    pipe = DiffusionPipeline.from_pretrained(embedded_model("emoji-memorizing"))
+    pipe.scheduler = KTSFlowMatchScheduler.from_config(pipe.scheduler.config, beta_0=0.02, alpha_0=0.0)
+    images = pipe(
+        ["a koala", "a pear", "a koala"], negative_prompt=["a tulip"] * 3, guidance_scale=2.5, num_inference_steps=2,
+        generator=sample_generators(3, range(3)), output_type="np",
+    ).images  # fmt: skip
+    assert torch.equal(drawn.images, torch.from_numpy(images).movedim(-1, -3)) and drawn.found is not None
+    plain = emoji.draw(Drawing("a koala", 3, 2, 1), Shaping())  # the guidance of the model: none
+    assert torch.equal(plain.images, emoji.draw(Drawing("a koala", 3, 2, 1, 1.0), Shaping()).images)
+
+
+def test_what_a_model_does_not_take_is_refused(memorizing):
+    for more, words in (((1.0, "a tulip"), "no negative prompt"), ((2.0,), "has no guidance")):
+        with pytest.raises(Refused, match=words):
+            memorizing.draw(Drawing("Bag", 0, 2, 1, *more), Shaping())
+
+
 @pytest.mark.parametrize("build", [tiny_sd3, tiny_flux])
 def test_a_model_that_takes_prompts(build, tmp_path):
     build().save_pretrained(tmp_path / "pipe")
     page = app.Page(Served(str(tmp_path / "pipe")))
-    assert "Press Generate" in page.opening() and page.served.loaded is not None and page.served.subjects == []
-    text = page.generate("a fox", 0, 2, 1, 0, 0.02, 0.6, 1, "linear", "exponential", request=visitor(), progress=None)
+    assert "Press Generate" in page.opening() and page.served.loaded is not None and not page.served.by_class
+    text = page.generate("a fox", 0, 2, 1, 3.0, "", 0, 0.02, 0.6, 1, "linear", "exponential", request=visitor(), progress=None)
     assert text.count("<img") == 2 and "d1/d2" not in text
     assert page.eta(4, 0, 0.02, 0.6, 1, "linear", "exponential").count('class="step') == 4
     page.blocks()

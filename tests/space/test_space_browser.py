@@ -39,7 +39,7 @@ def server(tmp_path_factory):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "diffusers_kts", "space", "--port", str(port)]
+    command = [sys.executable, "-m", "diffusers_kts", "space", "--model", "memorizing", "--port", str(port)]
     environment = os.environ | {"TMPDIR": str(temporary)}
     process = subprocess.Popen(
         command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
@@ -142,7 +142,7 @@ def test_a_load_that_failed_is_told_and_tried_again(browser, monkeypatch, tmp_pa
     from diffusers_kts.space import app, model, served
 
     monkeypatch.setattr(model, "load", lambda name: 1 / 0)
-    blocks = app.Page(served.Served()).blocks()
+    blocks = app.Page(served.Served("memorizing")).blocks()
     _, address, _ = blocks.queue().launch(prevent_thread_lock=True, quiet=True, **app.launch_options())
     page = browser.new_page()
     page.set_default_timeout(PATIENCE)
@@ -260,6 +260,43 @@ def test_wide_things_fit_a_phone_or_scroll(visit):
         shoot(page, f"sweep-{width}")
 
 
+@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning:gradio.queueing")
+def test_prompts_guidance_and_negative_prompt(browser, monkeypatch, tmp_path):
+    """The model that is served unless another is named, on a phone."""
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    from diffusers_kts.space import app
+
+    blocks = app.build()
+    _, address, _ = blocks.queue().launch(prevent_thread_lock=True, quiet=True, **app.launch_options())
+    context = browser.new_context(**PHONE)
+    page = context.new_page()
+    page.set_default_timeout(PATIENCE)
+    try:
+        page.goto(f"{address}?steps=3&count=2")
+        page.wait_for_selector("#compared img.drawn")
+        assert page.locator("#compared h4").count() == 4  # one of each of the first suggestions
+        generate = page.locator("#generate").bounding_box()
+        assert generate["y"] + generate["height"] < 844
+        page.wait_for_function("document.querySelector('#steps input[type=number]').value === '3'")
+        page.locator("#subject textarea").fill("noto emoji of a koala\nnoto emoji of a banana")
+        first = page.locator("#compared img.drawn").first.get_attribute("src")
+        page.click("#generate")
+        one = drawn(page, first)
+        assert page.locator("#compared h4").all_inner_texts() == ["noto emoji of a koala", "noto emoji of a banana"]
+        assert page.locator("#compared .nearest img").count() == 8  # the training images are known
+        page.locator("#guidance_scale input[type=number]").fill("3")
+        page.locator("#negative_prompt textarea").fill("noto emoji of a tulip")
+        page.locator("#seed input").focus()
+        page.click("#generate")
+        other = drawn(page, one[0])
+        assert len(other) == 4 and not set(one) & set(other)
+        assert "guidance_scale=3" in page.url and "negative_prompt=noto" in page.url
+        shoot(page, "prompts-phone")
+    finally:
+        context.close()
+        blocks.close()
+
+
 def call(address, name, values):
     """Call the API as anyone may: the events of one call, as text."""
     request = urllib.request.Request(
@@ -271,16 +308,29 @@ def call(address, name, values):
         return answer.read().decode()
 
 
-GOOD = ["Bag", 0, 3, 1, 0.01, 0.01, 0.6, 1.0, "linear", "exponential"]
+GOOD = ["Bag", 0, 3, 1, 1.0, "", 0.01, 0.01, 0.6, 1.0, "linear", "exponential"]
 
 
 @pytest.mark.parametrize(
     ("place", "value"),
-    [(0, "Spoon"), (1, -1), (2, 10_000), (2, "many"), (3, 17), (5, 0.09), (5, 1e9), (6, 0), (8, "cosine"), (4, None)],
+    [
+        (0, "Spoon"),
+        (1, -1),
+        (2, 10_000),
+        (2, "many"),
+        (3, 17),
+        (4, 2.0),
+        (5, "ugly"),
+        (7, 0.09),
+        (7, 1e9),
+        (8, 0),
+        (10, "cosine"),
+        (6, None),
+    ],
 )
 def test_bad_calls_get_an_error_and_the_server_goes_on(server, place, value):
     assert "event: error" in call(server[0], "generate", [*GOOD[:place], value, *GOOD[place + 1 :]])
-    if place == 4:
+    if place == 6:
         good = call(server[0], "generate", GOOD)
         assert "event: complete" in good and len(re.findall(r"data:image/png", good)) == 6
 
@@ -319,7 +369,7 @@ def test_the_pictures_of_some_dozens_of_visitors_are_kept_and_no_more(monkeypatc
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     from diffusers_kts.space import app, served
 
-    blocks = app.Page(served.Served()).blocks()
+    blocks = app.Page(served.Served("memorizing")).blocks()
     _, address, _ = blocks.queue().launch(prevent_thread_lock=True, quiet=True, **app.launch_options())
     try:
         name = next(i for i, f in blocks.fns.items() if f.api_name == "generate")
