@@ -88,7 +88,7 @@ def run_evaluate(s: EvaluateSettings, show_progress: bool = True) -> Evaluation:
         training = load_images(s.training_images, samples.shape, resize=s.image_size is not None)
     real = None if s.reference is None else ReferenceSet.open(s.reference, s.image_size)
     inputs = Inputs(samples, real, training, s.kid_subset_size)
-    choices = {"inception": s.inception, "dinov2": s.dinov2, "features": s.features, "clip": s.clip}
+    choices = {"inception": s.inception, "dinov2": s.dinov2, "features": s.features, "clip": s.clip, "scorer": s.scorer}
     wanted = s.metrics.split(",") if isinstance(s.metrics, str) else s.metrics
     plan = make_plan(inputs, wanted, {name: None if c is None else str(c) for name, c in choices.items()}, where)
     if s.statistics is not None and not plan.compared:
@@ -151,6 +151,8 @@ def _rows(inputs: Inputs, seen: Seen) -> dict[str, list[Any]]:
     columns |= {name: [row.get(name) for row in rows] for name in KEPT if any(name in row for row in rows)}
     if seen.clip_score is not None:
         columns["clip_score"] = seen.clip_score.tolist()
+    if seen.score is not None:
+        columns["score"] = seen.score.tolist()
     if (memory := seen.memorization) is not None:
         for k in (0, 1):
             columns[f"d{k + 1}"] = memory.distances[:, k].tolist()
@@ -160,9 +162,7 @@ def _rows(inputs: Inputs, seen: Seen) -> dict[str, list[Any]]:
 
 
 def _correlations(inputs: Inputs, columns: dict[str, list[Any]]) -> dict[str, Correlation]:
-    scores: dict[str, np.ndarray] = {}
-    if "clip_score" in columns:
-        scores["clip_score"] = np.array(columns["clip_score"])
+    scores: dict[str, np.ndarray] = {n: np.array(columns[n]) for n in ("clip_score", "score") if n in columns}
     if "d1" in columns:
         scores["d1"] = np.array(columns["d1"])
         with np.errstate(divide="ignore", invalid="ignore"):  # a sample that equals two training images is left out

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..errors import brief
 from ..features import inception as fidelity
 from ..features.frechet import FeatureStatistics, frechet_distance, precision_recall
 from ..memorization.fraction import THRESHOLD, Memorization, bootstrap_interval
@@ -58,10 +59,12 @@ class Real:
 
 @dataclass
 class Seen:
-    """What is known of the samples: features (n, d) by space, and, where asked for, CLIP scores (n,) and neighbors."""
+    """What is known of the samples: features (n, d) by space, and, where asked for, CLIP scores and those of the user's judge,
+    each (n,), and neighbors."""
 
     features: dict[str, torch.Tensor]
     clip_score: torch.Tensor | None = None
+    score: torch.Tensor | None = None
     memorization: Memorization | None = None
 
 
@@ -98,21 +101,26 @@ def look_at_samples(inputs: Inputs, plan: Plan, device: torch.device, batch_size
     """
     training = inputs.training[inputs.distinct].to(device) if inputs.training is not None and "f-mem" in plan.metrics else None
     parts: dict[str, list[torch.Tensor]] = {name: [] for name in plan.spaces}
-    scores, distances, indices, prompts = [], [], [], iter(inputs.prompts)
+    clip_scores, scores, distances, indices, prompts = [], [], [], [], iter(inputs.prompts)
     for batch in inputs.samples.batches(batch_size):
         images = batch.float() / 255
         for name, space in plan.spaces.items():
             parts[name].append(space(images))
+        asked = list(islice(prompts, len(images)))
         if plan.clip is not None:
-            scores.append(plan.clip(images, list(islice(prompts, len(images)))))
+            clip_scores.append(plan.clip(images, asked))
+        if plan.scorer is not None:
+            scores.append(_judged(*plan.scorer, images.to(device), asked))
         if training is not None:
             near = nearest_neighbors(images.to(device), training)
             distances.append(near[0].cpu())
             indices.append(inputs.distinct[near[1].cpu()])
         advance(len(batch))
     seen = Seen({name: torch.cat(found) for name, found in parts.items()})
+    if clip_scores:
+        seen.clip_score = torch.cat(clip_scores)
     if scores:
-        seen.clip_score = torch.cat(scores)
+        seen.score = torch.cat(scores)
     if inputs.training is not None and training is not None:
         count = len(inputs.training)
         seen.memorization = Memorization(torch.cat(distances), torch.cat(indices), "pixels", THRESHOLD, count, len(training))
@@ -127,6 +135,8 @@ def measure(inputs: Inputs, plan: Plan, seen: Seen, real: Real) -> dict[str, Mea
             found |= _of_features(name, inputs, plan, seen, real)
         elif name == "clip-score":
             found[name] = _clip_score(plan, seen)
+        elif name == "score":
+            found[name] = _score(plan, seen)
         elif name == "f-mem":
             found[name] = _f_mem(seen)
         else:
@@ -176,6 +186,25 @@ def _clip_score(plan: Plan, seen: Seen) -> Measured:
     low, high = bootstrap_interval(scores)
     measured = partial(Measured, extractor=clip.name, sha256=clip.sha256, resize=clip.resize)
     return measured(float(scores.double().mean()), "100 cos, higher is better", len(scores), low, high)
+
+
+def _judged(name: str, scorer: Callable[..., Any], images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+    try:
+        scores = torch.as_tensor(scorer(images, prompts)).detach().cpu().double()
+    except Exception as error:  # whatever the user's function raises
+        raise ValueError(f"scorer {name!r} failed on {len(images)} images: {brief(error)}") from error
+    if scores.shape != (len(images),) or not scores.isfinite().all():
+        raise ValueError(
+            f"scorer {name!r} gave {tuple(scores.shape)} for {len(images)} images, or numbers that are not finite; return one "
+            "finite number for each."
+        )
+    return scores
+
+
+def _score(plan: Plan, seen: Seen) -> Measured:
+    assert seen.score is not None and plan.scorer is not None
+    low, high = bootstrap_interval(seen.score)
+    return Measured(float(seen.score.mean()), "mean score", len(seen.score), low, high, extractor=plan.scorer[0])
 
 
 def _f_mem(seen: Seen) -> Measured:

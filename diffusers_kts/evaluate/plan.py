@@ -1,7 +1,7 @@
 """What can be measured with the files that are there, decided before any work; and what is missing for the rest."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,13 +18,14 @@ from ..features.feature_space import FeatureSpace
 from ..features.inception import NEIGHBORS, SPLITS, Inception
 from ..images.image_sets import ImageSet
 from ..memorization.neighbors import distinct_images
+from ..user_functions import load_function
 from .reference_set import ReferenceSet
 
 SPACE = {  # in which each metric of features is taken
     "fid": "inception", "kid": "inception", "is": "inception", "precision-recall": "inception",
     "fd-dinov2": "dinov2", "fd": "features",
 }  # fmt: skip
-METRICS = (*SPACE, "clip-score", "f-mem", "kpe")
+METRICS = (*SPACE, "clip-score", "score", "f-mem", "kpe")
 FRECHET = ("fid", "fd-dinov2", "fd")  # for these, mean and covariance of the reference are enough
 FEWEST = {  # images of each kind; a split of the Inception Score that has one image scores 1, whatever it is
     "fid": 2, "fd-dinov2": 2, "fd": NEIGHBORS + 1, "precision-recall": NEIGHBORS + 1, "is": 2 * SPLITS,
@@ -68,6 +69,7 @@ class Plan:
         spaces (`dict[str, FeatureSpace]`): "inception", "dinov2" and "features", as far as they are needed.
         compared (`set[str]`): spaces in which the images of the reference are measured, too.
         clip (`ClipScore`, *optional*): where it is asked for.
+        scorer (`tuple`, *optional*): name and function of the user's judge.
         left_out (`dict[str, str]`): metrics, and what they lack.
     """
 
@@ -75,6 +77,7 @@ class Plan:
     spaces: dict[str, FeatureSpace] = field(default_factory=dict)
     compared: set[str] = field(default_factory=set)
     clip: ClipScore | None = None
+    scorer: tuple[str, Callable[..., torch.Tensor]] | None = None
     left_out: dict[str, str] = field(default_factory=dict)
 
     def sentences(self) -> list[str]:
@@ -90,7 +93,8 @@ def make_plan(inputs: Inputs, metrics: Sequence[str], choices: Mapping[str, str 
     Args:
         inputs (`Inputs`): what was given.
         metrics (`Sequence[str]`): of `METRICS`; or "auto" alone, all that can be measured without a download.
-        choices (`Mapping`): "inception", "dinov2", "features", "clip": which file, checkpoint or space; None for the usual.
+        choices (`Mapping`): "inception", "dinov2", "features", "clip", "scorer": which file, checkpoint, space or
+            function; None for the usual.
         device (`torch.device`): where networks run.
 
     Raises:
@@ -105,15 +109,21 @@ def make_plan(inputs: Inputs, metrics: Sequence[str], choices: Mapping[str, str 
     for name in wanted:
         if auto and name == "fd" and choices["features"] is None and "fid" in plan.metrics:
             continue  # FID says more than a distance of pixels
+        if auto and name == "score" and choices["scorer"] is None:
+            continue
         try:
             _check(name, inputs)
         except ValueError as error:
             plan.left_out[name] = str(error)
             continue
-        kind = SPACE.get(name, "clip" if name == "clip-score" else "")
+        kind = SPACE.get(name, {"clip-score": "clip", "score": "scorer"}.get(name, ""))
         try:
             if kind == "clip":
                 plan.clip = ClipScore(choices[kind] or CLIP, device, download=not auto or choices[kind] is not None)
+            elif kind == "scorer":
+                if (scorer := choices[kind]) is None:
+                    raise ValueError("there is no judge; give --scorer module:function.")
+                plan.scorer = scorer, load_function(scorer, kind)
             elif kind and kind not in plan.spaces:
                 plan.spaces[kind] = _space(kind, choices[kind], inputs, device, download=not auto)
         except ValueError as error:

@@ -29,8 +29,8 @@ class EvaluateSettings(Settings):
     )
     metrics: Sequence[str] | str = setting(
         "auto",
-        "Of fid, kid, is, precision-recall, fd-dinov2, fd, clip-score, f-mem, kpe, with commas; auto: all that the given "
-        "files allow without a download.",
+        "Of fid, kid, is, precision-recall, fd-dinov2, fd, clip-score, score, f-mem, kpe, with commas; auto: all that the "
+        "given files allow without a download.",
         MEASURES,
         kind=str,
     )
@@ -40,6 +40,11 @@ class EvaluateSettings(Settings):
     clip: str | None = setting(None, "Folder or Hub id. Default: openai/clip-vit-large-patch14.", NETWORKS)
     features: str | None = setting(
         None, "Space of fd: pixels, module:function, TorchScript or .pt2 file. Default: pixels.", NETWORKS
+    )
+    scorer: str | None = setting(
+        None,
+        "Your judge: file.py:function of images (B, C, H, W) in [0, 1] and their prompts; a number each.",
+        NETWORKS,
     )
     device: str = inherited(ComparisonSettings, "device", "auto", group=NETWORKS)
     batch_size: int = setting(64, "Images at a time.", NETWORKS, least=1)

@@ -1,14 +1,13 @@
 """Feature spaces by name."""
 
-import importlib
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from ..errors import brief
+from ..user_functions import load_function
 from .checkpoints import sha256
 from .feature_space import FeatureSpace
 from .inception import Inception
@@ -43,7 +42,7 @@ def feature_space(choice: str, device: torch.device | str = "cpu", shape: tuple[
             note = f"{space.name}, since Inception is not available: {error} Another network is a better measure."
             return FeatureSpace(space.name, space.network, note=note)
     if ":" in choice and not Path(choice).exists():
-        return FeatureSpace(choice, _function(choice), device)
+        return FeatureSpace(choice, load_function(choice, "feature network"), device)
     return FeatureSpace(Path(choice).name, _file(Path(choice), device), device, sha256=sha256([Path(choice)]))
 
 
@@ -53,19 +52,6 @@ def _pixels(shape: tuple[int, int, int] | None) -> FeatureSpace:
     side = 2 ** int(math.log2(math.sqrt(MOST_PIXELS / shape[0])))
     name = f"pixels averaged to {side}x{side}"
     return FeatureSpace(name, lambda images: torch.nn.functional.adaptive_avg_pool2d(images, side), resize=name)
-
-
-def _function(choice: str) -> Callable[[torch.Tensor], torch.Tensor]:
-    module, _, name = choice.partition(":")
-    try:
-        function: Any = getattr(importlib.import_module(module), name)
-    except Exception as error:  # whatever the module does when imported
-        raise ValueError(f"feature network {choice!r} cannot be imported ({brief(error)}); give module:function.") from error
-    if not callable(function):
-        raise ValueError(f"feature network {choice!r} is a {type(function).__name__}; give a function of images (B, C, H, W).")
-    if isinstance(function, torch.nn.Module):
-        function.eval()
-    return function
 
 
 def _file(path: Path, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -15,14 +15,21 @@ from ..memorization.neighbors import nearest_neighbors
 
 @dataclass(frozen=True, eq=False)
 class FeatureStatistics:
-    """Mean (d,) and covariance (d, d), float64, of a set of features; a reference set needs no more than these."""
+    """Mean (d,) and covariance (d, d), float64, of a set of features; a reference set needs no more than these.
+
+    Attributes:
+        rows: (n, d) centered features over ``sqrt(n - 1)``, kept where n < d: a root that is quicker found.
+    """
 
     mean: np.ndarray
     covariance: np.ndarray
+    rows: np.ndarray | None = None
 
     @cached_property
     def root(self) -> np.ndarray:
-        """(d, d) symmetric root of the covariance."""
+        """(r, d) a root R of the covariance, ``R^T R``."""
+        if self.rows is not None:
+            return self.rows
         values, vectors = eigh(self.covariance)
         values[values < len(values) * np.finfo(float).eps * values[-1]] = 0  # rounding noise, whose root would not be small
         return (vectors * np.sqrt(values)) @ vectors.T
@@ -40,15 +47,17 @@ class FeatureStatistics:
         if not np.isfinite(x).all():
             bad = int((~np.isfinite(x).all(1)).argmax())
             raise ValueError(f"the features of sample {bad} are not finite; leave such samples out and say how many.")
-        return cls(x.mean(0), np.atleast_2d(np.cov(x, rowvar=False)))
+        n, d = x.shape
+        rows = (x - x.mean(0)) / np.sqrt(n - 1)
+        return cls(x.mean(0), np.atleast_2d(np.cov(x, rowvar=False)), rows if n < d else None)
 
 
 def frechet_distance(a: FeatureStatistics | torch.Tensor, b: FeatureStatistics | torch.Tensor) -> float:
     """Frechet distance of two Gaussians, ``||m_a - m_b||^2 + tr(C_a + C_b - 2 (C_a C_b)^{1/2})`` (Heusel et al. 2017), squared
     feature units; with Inception features it is the FID.
 
-    The trace of the root is the sum of the singular values of ``C_a^{1/2} C_b^{1/2}``, which stays real and accurate where
-    covariances are singular (fewer samples than dimensions).
+    The trace of the root is the sum of the singular values of ``R_a R_b^T`` for any roots ``C = R^T R``, which stays real and
+    accurate where covariances are singular (fewer samples than dimensions).
 
     Args:
         a (`FeatureStatistics`, or `torch.Tensor` (n, d)): of one set.
@@ -60,7 +69,7 @@ def frechet_distance(a: FeatureStatistics | torch.Tensor, b: FeatureStatistics |
     a, b = (s if isinstance(s, FeatureStatistics) else FeatureStatistics.of(s) for s in (a, b))
     if a.mean.shape != b.mean.shape:
         raise ValueError(f"one set has {len(a.mean)} dimensions, the other {len(b.mean)}; give features of the same network.")
-    overlap = svdvals(a.root @ b.root).sum()
+    overlap = svdvals(a.root @ b.root.T).sum()
     distance = ((a.mean - b.mean) ** 2).sum() + np.trace(a.covariance) + np.trace(b.covariance) - 2 * overlap
     return max(0.0, float(distance))
 

@@ -13,8 +13,6 @@ All of them are to be small unless told otherwise. A function of the user's, ``s
 """
 
 import hashlib
-import importlib
-import importlib.util
 import inspect
 import math
 from collections.abc import Callable
@@ -32,6 +30,7 @@ from ..features.frechet import FeatureStatistics, frechet_distance
 from ..kpe.trace import KPETrace
 from ..memorization.fraction import bootstrap_interval, measure_memorization, paired_difference
 from ..memorization.neighbors import distinct_images
+from ..user_functions import load_function
 from .settings import MAXIMIZE, MINIMIZE, objective_name
 
 NAMED = ("frechet", "f_mem", "settling", "calls", "energy")
@@ -166,25 +165,11 @@ def load_score(choice: str) -> Score:
     Raises:
         ValueError: there is none of that name, and why.
     """
-    source, colon, name = choice.rpartition(":")
-    if not colon:
+    if ":" not in choice:
         raise ValueError(
             f"there is no objective {choice!r}; choose from {', '.join(NAMED)}, or give module:function or file.py:function."
         )
-    try:
-        if source.endswith(".py"):
-            spec = importlib.util.spec_from_file_location(Path(source).stem, source)
-            assert spec is not None and spec.loader is not None
-            module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-        else:
-            module = importlib.import_module(source)
-        function: Any = getattr(module, name)
-    except Exception as error:  # whatever the user's file does when it is run
-        raise ValueError(f"the objective {choice!r} cannot be loaded ({brief(error)}); give the function's place.") from error
-    if not callable(function):
-        raise ValueError(f"the objective {choice!r} is a {type(function).__name__}; give a function of images and trace.")
-    return function
+    return load_function(choice, "objective")
 
 
 def source_digest(choice: str | Score) -> str | None:

@@ -271,7 +271,7 @@ def test_overwrite_throws_an_audit_away_and_nothing_else(tmp_path):
         (["--reference", "small.npy"], "the model draws"),
         (["--reference", "few.npy"], "3 reference images"),
         (["--training-images", "same.npy"], "1 are distinct"),
-        (["--features", "no_such_module:f"], "cannot be imported"),
+        (["--features", "no_such_module:f"], "cannot be loaded"),
         (["--features", "file"], "cannot be loaded"),
         (["--features", "inception"], "torch-fidelity"),
         (["--features", "math:sqrt"], "fails on"),

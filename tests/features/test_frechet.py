@@ -40,6 +40,15 @@ def test_singular_covariances_give_no_noise():
     assert frechet_distance(few @ turn, other @ turn) == pytest.approx(frechet_distance(few, other), rel=1e-9)
 
 
+def test_rows_are_a_root_of_the_covariance():
+    """Few samples in many dimensions: from their rows, and from the covariance as a file holds it, the distance is the same."""
+    sets = [FeatureStatistics.of(normal(n, 40, seed=n)) for n in (5, 30, 90)]
+    kept = [FeatureStatistics(one.mean, one.covariance) for one in sets]
+    assert [one.root.shape for one in (*sets, *kept)] == [(5, 40), (30, 40), *[(40, 40)] * 4]
+    for a, b in ((0, 1), (0, 2), (1, 2)):
+        assert frechet_distance(sets[a], sets[b]) == pytest.approx(frechet_distance(kept[a], kept[b]), rel=1e-9)
+
+
 def test_precision_and_recall_are_shares_of_points_in_balls():
     g = torch.Generator().manual_seed(0)
     samples, real = torch.randn(60, 3, generator=g), 1.5 * torch.randn(80, 3, generator=g) + 0.5

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from diffusers import DiffusionPipeline, StableDiffusion3Img2ImgPipeline, StableDiffusion3Pipeline
@@ -81,3 +82,60 @@ def test_commands_draw_its_prompts(kts, tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "out" / "metadata.jsonl").read_text().splitlines()]
     assert [row["prompt"] for row in rows] == ["noto emoji of a pear"] * 2 and rows[0]["per_dim"] > 0
     assert kts("demo", "--model", "emoji", "--prompt", " ", "--output", "no")[0] == 2
+
+
+JUDGE = """
+import numpy as np, torch
+from diffusers_kts import embedded_model
+
+with np.load(embedded_model("emoji-memorizing") / "training_images.npz") as file:
+    real = torch.from_numpy(file["images"]).permute(0, 3, 1, 2).float() / 255
+
+def close(images, prompts):
+    assert all(prompt.startswith("noto emoji of") for prompt in prompts)
+    return -torch.cdist(images.flatten(1), real.flatten(1)).amin(1)
+"""
+
+
+def test_what_it_drew_is_judged_audited_and_tuned(kts, tmp_path):
+    (tmp_path / "judge.py").write_text(JUDGE)
+    prompts = (embedded_model("emoji-memorizing") / "prompts.txt").read_text().splitlines()[:6]
+    (tmp_path / "p.txt").write_text("\n".join(prompts))
+    few = ("--model", "emoji-memorizing", "--prompts", "p.txt", "--num-inference-steps", 2)
+    assert kts("generate", *few, "--output", "out")[0] == 0
+    training = embedded_model("emoji-memorizing") / "training_images.npz"
+    chosen = ("--scorer", "judge.py:close", "--training-images", training, "--metrics", "score,f-mem,kpe")
+    code, out, err = kts("evaluate", "out", *chosen)
+    assert code == 0, err
+    report = json.loads((tmp_path / "kts-evaluation" / "evaluation.json").read_text())
+    score = report["metrics"]["score"]
+    assert score["n"] == 6 and score["low"] <= score["value"] <= score["high"] and score["extractor"] == "judge.py:close"
+    assert "Spearman of path energy with score" in out
+    rows = pq.read_table(tmp_path / "kts-evaluation" / "samples.parquet")
+    assert rows["score"].to_pylist() == pytest.approx([-d for d in rows["d1"].to_pylist()], rel=1e-4)
+
+    code, _, err = kts("audit", *few, "--num-samples", 8, "--features", "pixels", "--output", "audit")
+    assert code == 0, err
+    assert json.loads((tmp_path / "audit" / "report.json").read_text())["samplers"]["euler"]["f_mem"]["n"] == 8
+    sizes = ("--num-samples", 32, "--fresh-samples", 20, "--trials", 2, "--batch-size", 32)
+    code, _, err = kts("tune", *few, *sizes, "--features", "pixels", "--output", "tuned")
+    assert code == 0, err
+    assert (tmp_path / "tuned" / "preset.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("judge", "words"),
+    [
+        ("judge.py:none", "cannot be loaded"),
+        ("judge.py:few", "gave (1,) for 3 images"),
+        ("judge.py:broken", "failed on 3 images: no idea"),
+        (None, "give --scorer"),
+    ],
+)
+def test_a_bad_judge_is_named_and_nothing_is_written(kts, tmp_path, judge, words):
+    (tmp_path / "judge.py").write_text(
+        "def few(images, prompts): return images.flatten()[:1]\ndef broken(images, prompts): raise RuntimeError('no idea')\n"
+    )
+    np.save(tmp_path / "images.npy", np.zeros((3, 8, 8, 3), np.uint8))
+    code, _, err = kts("evaluate", "images.npy", "--metrics", "score", *(() if judge is None else ("--scorer", judge)))
+    assert code == 2 and words in err and not (tmp_path / "kts-evaluation").exists()
