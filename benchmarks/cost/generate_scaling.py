@@ -118,7 +118,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--samples", type=int, default=128)
-    parser.add_argument("--num-inference-steps", type=int, default=10)
+    parser.add_argument("--num-inference-steps", dest="steps", type=int, default=10)
     parser.add_argument("--memory-samples", type=int, default=10_000)
     parser.add_argument("--only", choices=["overhead", "scaling", "memory"], help="Measure one thing, keep the others.")
     args = parser.parse_args()
@@ -129,9 +129,9 @@ def main() -> None:
         print(result["memory_mb"], flush=True)
     if args.only in (None, "overhead"):
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        result[f"overhead_{device}"] = overhead(device, args.rounds, args.samples, args.num_inference_steps)
+        result[f"overhead_{device}"] = overhead(device, args.rounds, args.samples, args.steps)
     if args.only in (None, "scaling"):
-        result["scaling_cpu"] = scaling(max(1, args.rounds // 2), args.samples, args.num_inference_steps)
+        result["scaling_cpu"] = scaling(max(1, args.rounds // 2), args.samples, args.steps)
     result["machine"] = {
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
         "cores": os.cpu_count(),

@@ -60,11 +60,11 @@ def profile(calls: int = 1000) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=31)
-    parser.add_argument("--num-inference-steps", type=int, nargs="+", default=STEPS)
+    parser.add_argument("--num-inference-steps", dest="steps", type=int, nargs="+", default=STEPS)
     args = parser.parse_args()
     began, rows = time.time(), []
     for name in STOCK:
-        for steps in args.num_inference_steps:
+        for steps in args.steps:
             rows.append(compare(name, steps, args.rounds))
             print(rows[-1], flush=True)
     euler = [row for row in rows if row["scheduler"] == "KTSFlowMatchScheduler"]

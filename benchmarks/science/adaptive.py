@@ -225,10 +225,10 @@ def verdict(models: list[dict[str, Any]]) -> tuple[str, list[str]]:
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--models", nargs="+", default=["memorizing"], help="names, folders or snapshots")
-    options.add_argument("--num-inference-steps", type=int, default=100)
+    options.add_argument("--num-inference-steps", dest="steps", type=int, default=100)
     options.add_argument("--families", nargs="+", help=f"by default all: {', '.join(families(100))}")
     args, began = options.parse_args(), time.time()
-    wanted = families(args.num_inference_steps)
+    wanted = families(args.steps)
     if args.families:
         wanted = {name: samplers for name, samplers in wanted.items() if name in (PLAIN, TOUCHDOWN, *args.families)}
     data, loaded = load_data(args.data), []
@@ -253,7 +253,7 @@ def main() -> None:
         models.append({"model": name, "digest": lab.model.digest, "points": points, "known_at": told})
     sentence, wins = verdict(models)
     about = (
-        f"{args.num_inference_steps} steps. F_mem of all seeds together with the exact interval; FD is the mean of the seeds; spread: "
+        f"{args.steps} steps. F_mem of all seeds together with the exact interval; FD is the mean of the seeds; spread: "
         "highest less lowest seed. Last column: F_mem less the lowest that a touchdown (or plain sampling) reaches at no "
         "higher FD, read off the broken line through them; bootstrap of the noises; empty where none has so low an FD. "
         "Settings are the energy budget per dimension, or the threshold of the turning, chosen on other noises of the same "

@@ -248,17 +248,17 @@ def describe(name: str, found: dict[str, list[Point]], ratios: list[float]) -> t
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--models", nargs="+", default=["memorizing"], help="names, folders or snapshots")
-    options.add_argument("--num-inference-steps", type=int, default=100)
+    options.add_argument("--num-inference-steps", dest="steps", type=int, default=100)
     options.add_argument("--families", nargs="+", help=f"by default all: {', '.join(families(100))}")
     args, began = options.parse_args(), time.time()
-    wanted = families(args.num_inference_steps)
+    wanted = families(args.steps)
     if args.families:
         wanted = {name: samplers for name, samplers in wanted.items() if name in (LANDING, TOUCHDOWN, *args.families)}
     data = load_data(args.data)
     laboratories = [Laboratory(load_model(path, data, args.num_images), args.num_samples, args.cache) for path in args.models]
     for laboratory in laboratories:
         for sampler in (
-            replace(PLAIN, steps=args.num_inference_steps),
+            replace(PLAIN, steps=args.steps),
             *(s for family in wanted.values() for s in family.values()),
         ):
             for seed in args.seeds:
@@ -266,7 +266,7 @@ def main() -> None:
     if args.draw_only:
         return
     judge = Judge(Classifier(data, args.epochs, args.cache), data.x_test)
-    found = {lab.model.name: measure(lab, judge, args.seeds, args.num_inference_steps, wanted) for lab in laboratories}
+    found = {lab.model.name: measure(lab, judge, args.seeds, args.steps, wanted) for lab in laboratories}
     plot(found, args.output / "results" / "frontier.png")
     texts, models = [], []
     for laboratory in laboratories:

@@ -67,21 +67,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help=".npz with x_train, y_train, x_test, y_test")
     parser.add_argument("--candidates", type=int, default=64, help="of each class")
-    parser.add_argument("--num-inference-steps", type=int, default=32)
+    parser.add_argument("--num-inference-steps", dest="steps", type=int, default=32)
     args = parser.parse_args()
     began = time.time()
     classifier = Classifier(load_data(args.data))
-    rows, traces, images = draw(args.candidates, args.num_inference_steps, seed=1)
+    rows, traces, images = draw(args.candidates, args.steps, seed=1)
     confidence = classifier.probabilities(images)[torch.arange(len(rows)), torch.tensor(rows["label"].to_numpy())].numpy()
 
-    power = traces["path_power"].to_numpy().reshape(len(rows), args.num_inference_steps)
-    sigmas = np.append(traces["sigma"].to_numpy()[: args.num_inference_steps], 0.0)
+    power = traces["path_power"].to_numpy().reshape(len(rows), args.steps)
+    sigmas = np.append(traces["sigma"].to_numpy()[: args.steps], 0.0)
     so_far = np.cumsum(0.5 * power * np.abs(np.diff(sigmas)), 1)
     final = rows["path_energy_total"].to_numpy()
     assert np.allclose(so_far[:, -1], final, rtol=1e-4)
     table = []
-    for m in [m for m in (1, 2, 4, 8, 12, 16, 24) if m < args.num_inference_steps]:
-        saved = 0.5 * (args.num_inference_steps - m) / args.num_inference_steps
+    for m in [m for m in (1, 2, 4, 8, 12, 16, 24) if m < args.steps]:
+        saved = 0.5 * (args.steps - m) / args.steps
         table.append(
             {
                 "screen_steps": m,
@@ -95,7 +95,7 @@ def main() -> None:
         print(table[-1], flush=True)
     result = {
         "candidates_per_class": args.candidates,
-        "steps": args.num_inference_steps,
+        "steps": args.steps,
         "classifier_test_accuracy": classifier.accuracy,
         "mean_confidence": float(confidence.mean()),
         "final_energy_with_confidence": by_class(rows, final, confidence),

@@ -88,11 +88,11 @@ def scored(laboratory: Laboratory, sampler: Sampler, seed: int) -> tuple[dict[st
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--models", nargs="+", default=["memorizing"], help="names, folders or snapshots")
-    options.add_argument("--num-inference-steps", type=int, default=100)
+    options.add_argument("--num-inference-steps", dest="steps", type=int, default=100)
     args, began = options.parse_args(), time.time()
     if len(args.seeds) < 2:
         raise SystemExit("--seeds has one seed; give at least two, the first to choose the score and the others to judge it.")
-    data, sampler = load_data(args.data), Sampler(steps=args.num_inference_steps)
+    data, sampler = load_data(args.data), Sampler(steps=args.steps)
     laboratories = [Laboratory(load_model(path, data, args.num_images), args.num_samples, args.cache) for path in args.models]
     runs = {lab.model.name: [scored(lab, sampler, seed) for seed in args.seeds] for lab in laboratories}
     if args.draw_only:
@@ -128,7 +128,7 @@ def main() -> None:
     passed = all(a["value"] >= GOAL for a in reached)
     values = ", ".join(f"{a['value']:.2f}" for a in reached)
     about = (
-        f"Plain Euler, {args.num_inference_steps} steps. Score and signs chosen on seed {args.seeds[0]} of {laboratories[0].model.name}, "
+        f"Plain Euler, {args.steps} steps. Score and signs chosen on seed {args.seeds[0]} of {laboratories[0].model.name}, "
         "tables of the other seeds. `change` is the movement of the data estimate, `turn` that of the velocity.\n\n"
         f'Verdict: the score chosen is "{best}", AUC {values} on the held-out seeds; goal, {GOAL} on every model: '
         f"{'reached' if passed else 'not reached'}. It keeps one latent, the last velocity."

@@ -308,7 +308,7 @@ def main() -> None:
     options.add_argument("--generalizing", default="generalizing", help="likewise, for the two experiments on KPE")
     options.add_argument("--snapshots", type=Path, nargs="*", default=[], help="weights along the memorizing model's training")
     options.add_argument("--tables", nargs="+", choices=TABLES, default=TABLES)
-    options.add_argument("--num-inference-steps", type=int, default=100, help="of all tables but the solvers'")
+    options.add_argument("--num-inference-steps", dest="steps", type=int, default=100, help="of all tables but the solvers'")
     options.add_argument("--network-calls", type=int, nargs="+", default=[100, 250], help="of the solvers' table")
     options.add_argument("--solver-samples", type=int, default=100, help="per seed, in the solvers' table")
     options.add_argument("--snapshot-samples", type=int, default=100, help="per seed, in the table along training")
@@ -324,7 +324,7 @@ def main() -> None:
     trained = [
         Laboratory(load_model(path, data, args.num_images), args.snapshot_samples, args.cache) for path in args.snapshots
     ]
-    plan, plain = Plan(args.num_inference_steps, tuple(args.network_calls)), replace(PLAIN, steps=args.num_inference_steps)
+    plan, plain = Plan(args.steps, tuple(args.network_calls)), replace(PLAIN, steps=args.steps)
     observed = replace(PLAIN, steps=args.support_steps)
     compared: dict[str, tuple[Laboratory, dict[Any, Sampler], Callable[[Any], str]]] = {
         "main": (laboratory, plan.celeba(), celeba),
@@ -373,7 +373,7 @@ def main() -> None:
         texts.append(f"Not run: {', '.join(missing)}.")
     real = judge.frechet(data.x_train[: args.num_samples])
     about = (
-        f"Memorizing model: `{model.name}` (weights {model.digest}), {len(model.training)} training images; {args.num_inference_steps} "
+        f"Memorizing model: `{model.name}` (weights {model.digest}), {len(model.training)} training images; {args.steps} "
         "steps.\n"
         "* F_mem: share of the samples with d1/d2 < 1/3 in pixels, all seeds together, exact interval.\n"
         "* FD: Frechet distance to the real test images in the features of a classifier that gets "

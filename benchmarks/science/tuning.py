@@ -74,7 +74,7 @@ def main() -> None:
     options = parser(__doc__)
     options.set_defaults(num_samples=256, seeds=[0])
     options.add_argument("--fresh-samples", type=int, default=600, help="of the candidate and of plain sampling")
-    options.add_argument("--num-inference-steps", type=int, default=50)
+    options.add_argument("--num-inference-steps", dest="steps", type=int, default=50)
     options.add_argument("--trials", type=int, help="in place of each study's own number")
     args, began = options.parse_args(), time.time()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -88,7 +88,7 @@ def main() -> None:
         "reference": save_test_images(data, folder / "test-images.npy"),
         "num_samples": args.num_samples,
         "fresh_samples": args.fresh_samples,
-        "num_inference_steps": args.num_inference_steps,
+        "num_inference_steps": args.steps,
         "seed": args.seeds[0],
     }
     reports = {}
@@ -98,7 +98,7 @@ def main() -> None:
         reports[name] = result.report
         shutil.copy(result.files[1], args.output / "results" / f"tuning-{study['model']}.png")
     about = (
-        f"{args.num_inference_steps} steps; FD is to the {len(data.x_test)} real test images in the features of a classifier that gets "
+        f"{args.steps} steps; FD is to the {len(data.x_test)} real test images in the features of a classifier that gets "
         f"{classifier.accuracy:.1%} of them right; it depends on the number of samples, so it compares within a table only. "
         "Recommended is, by the rule of `kts tune`, what on fresh samples is significantly worse in no objective and better "
         "in one.\n\n![The memorizing model's settings](tuning-memorizing.png)"

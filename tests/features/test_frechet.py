@@ -41,7 +41,7 @@ def test_singular_covariances_give_no_noise():
 
 
 def test_rows_are_a_root_of_the_covariance():
-    """Few samples in many dimensions: from their rows, and from the covariance as a file holds it, the distance is the same."""
+    """Few samples in many dimensions: rows and covariance give the same distance."""
     sets = [FeatureStatistics.of(normal(n, 40, seed=n)) for n in (5, 30, 90)]
     kept = [FeatureStatistics(one.mean, one.covariance) for one in sets]
     assert [one.root.shape for one in (*sets, *kept)] == [(5, 40), (30, 40), *[(40, 40)] * 4]
