@@ -9,9 +9,9 @@ import torch
 class Levels:
     """The numbers of a 1-D tensor, and a way to tell whether it still holds them.
 
-    Some pipelines replace `sigmas` after `set_timesteps`, others (Cosmos) write into them. On the CPU the numbers are
-    compared. On another device, where reading them would wait, the object and its version counter are: a write through
-    ``.data`` is not seen there.
+    Some pipelines replace `sigmas` after `set_timesteps`, others (Cosmos) write into them. The same object at the same version
+    holds the same numbers, unless somebody wrote through ``.data``. Otherwise the numbers are compared on the CPU; on another
+    device, where reading them would wait, they count as others.
 
     Attributes:
         tensor: (N,) the tensor read.
@@ -29,10 +29,11 @@ class Levels:
         return cls(tensor, tensor.tolist() if numbers is None else numbers, _version(tensor))
 
     def are_of(self, tensor: torch.Tensor) -> bool:
-        """Whether ``tensor`` holds these numbers."""
-        if tensor.is_cpu:
+        """Whether ``tensor`` holds these numbers; asked at every step."""
+        same = tensor is self.tensor and _version(tensor) == self.version
+        if tensor.is_cpu and (not same or self.version < 0):
             return tensor.tolist() == self.numbers
-        return tensor is self.tensor and _version(tensor) == self.version
+        return same
 
 
 def _version(tensor: torch.Tensor) -> int:

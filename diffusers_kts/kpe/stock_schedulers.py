@@ -83,7 +83,12 @@ class Schedule:
 
     def is_of(self, scheduler: Any) -> bool:
         """Whether the scheduler still has these levels; DDIM's are read once a run."""
-        return _is_a(type(scheduler), "DDIMScheduler") or self.source.are_of(scheduler.sigmas)
+        return self._counts_no_steps or self.source.are_of(scheduler.sigmas)
+
+    @property
+    def _counts_no_steps(self) -> bool:
+        """DDIM, whose source are the timesteps."""
+        return self.source.tensor is self.timesteps
 
     def index_of(self, timestep: Any) -> int:
         """The evaluation at this timestep, for schedulers that count no steps.
@@ -91,7 +96,7 @@ class Schedule:
         Raises:
             ValueError: the timestep is not in the schedule.
         """
-        known = self.source.numbers if self.source.tensor is self.timesteps else self.timesteps.tolist()
+        known = self.source.numbers if self._counts_no_steps else self.timesteps.tolist()
         if float(timestep) not in known:
             raise ValueError(f"timestep {float(timestep):g} is not in the schedule; pass elements of `timesteps`.")
         return known.index(float(timestep))
