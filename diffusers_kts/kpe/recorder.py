@@ -1,6 +1,7 @@
 """KPERecorder: collects the speed of every sample while a scheduler steps."""
 
 import copy
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -100,7 +101,8 @@ class KPERecorder:
     def measure(self, v: torch.Tensor, power: torch.Tensor | None = None) -> Speed:
         """The speed of velocity ``v`` (B, ...), not recorded yet; ``power`` (B,) is ``||v||^2`` if it is known already."""
         v = v.detach()
-        power = squared_norm(v) if power is None else power
+        if power is None:
+            power = squared_norm(v)
         if not self.record_turn:
             return Speed(power)
         run = self.runs[-1]
@@ -110,8 +112,8 @@ class KPERecorder:
 
     def record(self, v: torch.Tensor, speed: Speed, begin: float, end: float, gain: Any = 1.0) -> None:
         """One step was made along ``v`` from noise level ``begin`` to ``end``, scaled by ``gain``, a float or (B,)."""
-        run, d = self.runs[-1], v[0].numel() if len(v) else 0
-        if run.speeds and (run.speeds[0].power.shape, run.d) != (speed.power.shape, d):
+        run, d = self.runs[-1], math.prod(v.shape[1:])
+        if run.speeds and (run.d != d or run.speeds[0].power.shape != speed.power.shape):
             # other samples without set_timesteps
             self.begin(Run(run.settings, run.tau_split, run.invert_sigmas, run.quadrature))
             run = self.runs[-1]
@@ -121,7 +123,8 @@ class KPERecorder:
         run.speeds.append(speed)
         run.gains.append(gain)
         # a copy: compiled networks write the next velocity where this one lies
-        run.last_velocity = v.detach().clone() if self.record_turn else None
+        if self.record_turn:
+            run.last_velocity = v.detach().clone()
 
     def observe(
         self,

@@ -15,7 +15,7 @@ import torch
 from diffusers import SchedulerMixin
 from diffusers.configuration_utils import FrozenDict, register_to_config
 
-from ..flow_coordinates import noise_level
+from ..flow_coordinates import flow_times, noise_level
 from ..kpe.levels import Levels
 from ..kpe.recorder import KPERecorder, Run
 from ..kpe.stock_schedulers import Schedule, velocity
@@ -99,12 +99,14 @@ class KTSSchedulerMixin:
         recorder: collects the energy, see `kpe`.
         setting_names: settings that the record keeps.
         quadrature: rule that adds up the powers.
+        marks: flow times at which something changes, beside those of `shaping`; levels that miss one by rounding are put on it.
         levels_are_free: whether the network understands noise levels between those of the schedule.
         stride: evaluations per step in `sigmas`.
     """
 
     setting_names: tuple[str, ...] = SHAPING
     quadrature = "left"
+    marks: tuple[float, ...] = ()
     levels_are_free = True
     stride = 1
     recorder: KPERecorder
@@ -192,11 +194,6 @@ class KTSSchedulerMixin:
     def is_off(self) -> bool:
         """Whether the scheduler steps as its parent does."""
         return self.shaping.is_off and self.config.gain is None
-
-    @property
-    def marks(self) -> tuple[float, ...]:
-        """Flow times at which something changes; noise levels that miss one by rounding are put on it."""
-        return self.shaping.marks
 
     @property
     def gain(self) -> Any:
@@ -289,14 +286,14 @@ class KTSSchedulerMixin:
         if t_d is None:
             return
         inverted = self.config.get("invert_sigmas", False)
-        t = ShapingPlan.of(Schedule.of(self).levels, self.shaping, invert_sigmas=inverted, marks=self.marks).times
-        after = np.flatnonzero(np.array(t[:-1]) >= t_d)
+        t = flow_times(Schedule.of(self).levels, inverted, [t_d])
+        after = np.flatnonzero(t[:-1] >= t_d)
         if not len(after):
             return
         cut = int(after[0])
         sigma, timestep = self.sigmas[cut], self.timesteps[cut]
         if t[cut] != t_d and cut > 0 and self.levels_are_free:  # the touchdown lies between two levels
-            share = (t_d - t[cut - 1]) / (t[cut] - t[cut - 1])
+            share = float((t_d - t[cut - 1]) / (t[cut] - t[cut - 1]))
             sigma = self.sigmas.new_tensor(noise_level(t_d, self.sigmas, inverted))
             timestep = torch.lerp(self.timesteps[cut - 1].float(), timestep.float(), share).to(self.timesteps.dtype)
         self.sigmas = torch.cat([self.sigmas[:cut], sigma[None], self.sigmas[-1:]])

@@ -47,7 +47,7 @@ class KTSDiffusionMixin(KTSSchedulerMixin):
 
     def widened(self, model_output: torch.Tensor, sample: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Both in at least fp32 where shaping acts: a gain of one per cent is lost in bf16."""
-        if self.is_off:
+        if self.plan.is_off:
             return model_output, sample
         dtype = wide_dtype(sample, model_output)
         return model_output.to(dtype), sample.to(dtype)

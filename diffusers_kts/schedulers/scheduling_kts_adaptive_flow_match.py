@@ -96,8 +96,8 @@ class KTSAdaptiveFlowMatchScheduler(KTSFlowMatchScheduler):
         return super().is_off and not self.adapts
 
     @property
-    def marks(self) -> tuple[float, ...]:
-        return (*super().marks, self.config.turning_from)
+    def marks(self) -> tuple[float, ...]:  # type: ignore[override]
+        return (self.config.turning_from,)
 
     def step(
         self,

@@ -231,7 +231,8 @@ class KTSFlowMatchScheduler(KTSSchedulerMixin, FlowMatchEulerDiscreteScheduler):
             raise ValueError("a gain per step does not fit per_token_timesteps; use alpha_0 and beta_0, or set gain=None.")
         token_sigmas = per_token_timesteps / self.config.num_train_timesteps
         token_dt = token_intervals(token_sigmas, self.sigmas)
-        shaping, t = self.shaping, snap(1 - token_sigmas.float(), self.marks)[..., None]
+        shaping = self.shaping
+        t = snap(1 - token_sigmas.float(), shaping.marks)[..., None]
         gain = shaping(t)
         if shaping.touchdown is not None:
             gain = torch.where((t >= shaping.touchdown) & (token_dt > 0), 1.0, gain)

@@ -4,8 +4,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from ..flow_coordinates import flow_times
 from ..gain import is_number
 from ..shaping import Shaping
@@ -50,16 +48,18 @@ class ShapingPlan:
             shaping: the settings.
             gain: replaces the gain of ``shaping``: a function of the flow time, or one number per step.
             invert_sigmas: whether levels are flow times.
-            marks: flow times that levels within 1e-6 are set to.
+            marks: flow times that levels within 1e-6 are set to, beside those of ``shaping``.
             stride: evaluations per step.
 
         Raises:
             ValueError: ``gain`` does not fit the schedule, or is negative or not finite somewhere.
         """
-        times = flow_times(levels, invert_sigmas, marks).tolist()
-        gains = shaping(np.array(times[:-1])).tolist() if gain is None else _own(gain, times[:-1], stride, shaping.touchdown)
-        begun = range(0, len(gains), stride)
-        landed = [i for i in begun if shaping.touchdown is not None and times[i] >= shaping.touchdown]
+        t = flow_times(levels, invert_sigmas, (*shaping.marks, *marks))
+        times = t.tolist()
+        gains = shaping(t[:-1]).tolist() if gain is None else _own(gain, times[:-1], stride, shaping.touchdown)
+        landed = []
+        if shaping.touchdown is not None:
+            landed = [i for i in range(0, len(gains), stride) if times[i] >= shaping.touchdown]
         for i in landed:
             gains[i] = 1.0
         if landed and landed[-1] == len(gains) - 1:  # it goes to the data, also where a pipeline holds the last noise level
