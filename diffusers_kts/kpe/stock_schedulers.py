@@ -1,6 +1,5 @@
 """What is known of the schedulers of diffusers: which can be measured, and at which noise levels they call the network."""
 
-import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +23,6 @@ UNMEASURABLE = {
 }
 
 
-@functools.cache
 def _is_a(cls: type, *names: str) -> bool:
     return any(kind.__name__ in names for kind in cls.__mro__)
 
