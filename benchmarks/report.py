@@ -17,6 +17,7 @@ TITLES = {
     "paper_tables": "The paper's tables on Fashion-MNIST",
     "frontier": "Quality against memorization: KTS, touchdown, fewer steps",
     "memorization_score": "A memorization score from the trajectory alone",
+    "text_to_image_shaping": "What shaping does to a text-to-image model",
     "tuning": "Settings that kts tune recommends",
     "adaptive": "Gains per sample: energy budget and turning",
 }

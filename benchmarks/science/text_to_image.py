@@ -51,6 +51,7 @@ class Painter:
         self.pipeline.set_progress_bar_config(disable=True)
         self.pipeline.transformer.set_attn_processor(OneZeroToken())
         self.batch_size = batch_size
+        self.more: dict[str, Any] = {}  # further arguments of the pipeline
         forward = self.pipeline.transformer.forward
 
         def in_bfloat16(*args, **kwargs):
@@ -76,6 +77,7 @@ class Painter:
                 num_inference_steps=steps,
                 max_sequence_length=1,
                 output_type="np",
+                **self.more,
             )
             pictures.append((out.images * 255).round().astype(np.uint8))
         return np.concatenate(pictures)
