@@ -10,12 +10,12 @@ from pathlib import Path
 import diffusers
 import pytest
 import torch
-from counting import Traffic, Waits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 import diffusers_kts
+from benchmarks.counting import Traffic, Waits
 from diffusers_kts.memorization.neighbors import nearest_neighbors
 
 ROOT = Path(__file__).parents[2]

@@ -7,7 +7,6 @@ import math
 import pytest
 import torch
 import torch._dynamo
-from counting import Traffic, Waits
 from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
@@ -18,6 +17,7 @@ from diffusers import (
 )
 from tiny_pipelines import call_kwargs, tiny_sd3
 
+from benchmarks.counting import Traffic, Waits
 from diffusers_kts import (
     PRESETS,
     KPEMonitorPipeline,
