@@ -83,12 +83,13 @@ def same_files(one: Path, other: Path) -> bool:
 
 
 @contextmanager
-def new_folder(output: Path, repeatable: bool = False) -> Iterator[Path]:
+def new_folder(output: Path, repeatable: bool = False, keep: bool = True) -> Iterator[Path]:
     """A hidden folder next to ``output`` that becomes ``output`` when the block is done; if it fails, ``output`` is as it was.
 
     Args:
         output: the folder to be.
         repeatable: whether ``output`` may hold the same files already.
+        keep: False for a dry run, which is built among the temporary files, checked in the same way, and thrown away.
 
     Raises:
         FileExistsError: ``output`` holds something.
@@ -97,8 +98,9 @@ def new_folder(output: Path, repeatable: bool = False) -> Iterator[Path]:
     if not repeatable:
         check_new(output)
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        holder = tempfile.TemporaryDirectory(prefix=".partial-", dir=output.parent)
+        if keep:
+            output.parent.mkdir(parents=True, exist_ok=True)
+        holder = tempfile.TemporaryDirectory(prefix=".partial-", dir=output.parent if keep else None)
     except OSError as error:
         raise OSError(f"cannot write to {output.parent} ({error.strerror}); give another folder for the output.") from error
     with holder as partial:
@@ -108,6 +110,8 @@ def new_folder(output: Path, repeatable: bool = False) -> Iterator[Path]:
         if repeatable and output.is_dir() and same_files(built, output):
             return
         check_new(output)
+        if not keep:
+            return
         if output.exists():
             output.rmdir()  # which a folder that has been filled meanwhile refuses
         built.rename(output)

@@ -90,11 +90,13 @@ def positions(grid, width):
 
 def random_sit(layout, patch, **options):
     """A `ReferenceSiT` of a published size (or of blocks, width, heads) with random weights, none of them 0, so that every
-    part shows in the result."""
+    part shows in the result, but for the half of the last layer that SiT does not train."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = ReferenceSiT(*LAYOUTS.get(layout, layout), patch, **options)
         for parameter in model.parameters():
             if parameter.requires_grad:
                 nn.init.normal_(parameter, std=0.5 / math.sqrt(parameter.shape[-1]) if parameter.ndim > 1 else 0.1)
+        for parameter in model.final_layer.linear.parameters():
+            parameter.data.unflatten(0, (patch**2, -1))[:, model.channels :] = 0
     return model.eval().requires_grad_(False)

@@ -1,7 +1,8 @@
 """The command ``kts``: parses, calls, prints. Bad input ends with one sentence and exit code 2, never a traceback."""
 
+import difflib
 import sys
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 EXTRAS = {"generate": "generate", "verify": "generate", "evaluate": "eval", "space": "space", "tune": "tune"}  # else demo
 
@@ -20,6 +21,7 @@ def _missing(error: ImportError) -> NoReturn:
 try:
     import typer
 
+    from ..sampling.settings import RENAMED
     from .audit import audit
     from .convert_sit import convert_sit
     from .demo import demo
@@ -34,7 +36,8 @@ except ImportError as error:
     _missing(error)
 
 HELP = {"help_option_names": ["-h", "--help"]}
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, context_settings=HELP)
+UsageError: Any = typer.BadParameter.__mro__[1]  # which typer does not export
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, context_settings=HELP)
 
 
 def _version(wanted: bool) -> None:
@@ -51,11 +54,13 @@ def kts(
 ) -> None:
     """Kinetic path energy and kinetic trajectory shaping for flow-matching models (arXiv 2602.07928).
 
-    To look: kts demo.
+    1. Look: kts demo.
 
-    On your model: kts doctor says what fits, kts audit what it memorizes, kts tune which settings help.
+    2. Choose, on your model: kts doctor says what fits, kts audit what it memorizes, kts tune which settings help.
 
-    Then kts generate draws with them, kts verify checks the output, kts evaluate measures it.
+    3. Draw and measure: kts generate draws with them, kts verify checks the output, kts evaluate measures it.
+
+    4. Share: kts publish.
     """
 
 
@@ -69,11 +74,30 @@ for group, commands in {
         app.command(rich_help_panel=group, context_settings=HELP)(command)
 
 
+def _misused(error: Any) -> str:
+    """What is wrong with a command line, and where to look."""
+    wrong, context = getattr(error, "option_name", None), error.ctx
+    sentence = error.format_message().rstrip(".")
+    if wrong is not None and context is not None:
+        known = [flag for parameter in context.command.params for flag in parameter.opts if flag.startswith("--")]
+        renamed = RENAMED.get(wrong.lstrip("-").replace("-", "_"), "").replace("_", "-")
+        close = [f"--{renamed}"] if f"--{renamed}" in known else difflib.get_close_matches(wrong, known, n=1)
+        sentence = f"there is no option {wrong}" + (f"; did you mean {close[0]}?" if close else "")
+    sentence = sentence[0].lower() + sentence[1:]
+    return f"{sentence}{'' if sentence.endswith('?') else ';'} see {context.command_path if context else 'kts'} -h."
+
+
 def main() -> None:
+    if len(sys.argv) == 1:
+        sys.argv.append("--help")
     try:
-        app()
+        sys.exit(app(prog_name="kts", standalone_mode=False))
     except ImportError as error:
         _missing(error)
+    except UsageError as error:
+        _refuse(_misused(error))
+    except typer.Abort as error:  # as which typer hands on the end of a file
+        _refuse(f"it ended too early ({error.__cause__ or 'stopped'}).")
     except (ValueError, TypeError, OSError) as error:
         _refuse(error)
 

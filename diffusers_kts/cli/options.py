@@ -37,7 +37,7 @@ def options_of(settings: type[Settings], config: bool = False) -> Callable[[Comm
         settings (`type`): a settings class.
         config (`bool`): whether ``--config`` reads settings from a YAML file.
     """
-    parameters = [_parameter(settings, field) for field in dataclasses.fields(settings)]
+    parameters = [_parameter(settings, field, config) for field in dataclasses.fields(settings)]
     parameters.sort(key=lambda parameter: ORDER.index(settings.__dataclass_fields__[parameter.name].metadata["group"]))
     if config:
         option = typer.Option(help="YAML file with any of these settings; options given here come first.", show_default=False)
@@ -67,17 +67,17 @@ def quiet() -> None:
     transformers_logging.disable_progress_bar()
 
 
-def _parameter(settings: type[Settings], field: dataclasses.Field) -> inspect.Parameter:
+def _parameter(settings: type[Settings], field: dataclasses.Field, config: bool) -> inspect.Parameter:
     about = field.metadata
     flag = f"--{field.name.replace('_', '-')}" if about["flag"] is None else about["flag"]
     kind: Any = about["kind"] or types_of(settings)[field.name]
-    if kind in (bool, bool | None):
+    if kind in (bool, bool | None) and (config or field.default is not False):  # there is something to switch off
         flag = f"{flag}/--no-{flag[2:]}"
     if not flag:
         argument = typer.Argument(help=_help(field), show_default=False)
         annotation = Annotated[kind, argument]  # type: ignore[valid-type]
         return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation)
-    option = typer.Option(flag, help=_help(field), show_default=False, rich_help_panel=about["group"])
+    option = typer.Option(flag, help=_help(field), show_default=False, rich_help_panel=about["group"], hidden=about["hidden"])
     if type(None) not in typing.get_args(kind):
         kind = kind | None
     return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, option])
@@ -90,12 +90,13 @@ def _help(field: dataclasses.Field) -> str:
     words = [meaning]
     if about["choices"]:
         words.append(f"Choose from {', '.join(about['choices'])}.")
-    if about["least"] is not None:
-        words.append(f"At least {about['least']}.")
+    for limit in ("least", "most"):
+        if about[limit] is not None:
+            words.append(f"At {limit} {about[limit]}.")
     if isinstance(default, tuple):
         default = ", ".join(map(str, default))
     if said:
         words.append(f"Default: {said}")
-    elif isinstance(default, (str, int, float, Path)) and default not in ("", False) and about["flag"] != "":
+    elif isinstance(default, (str, int, float, Path)) and not (default == "" or default is False or about["flag"] == ""):
         words.append(f"Default: {default:.4g}." if isinstance(default, float) else f"Default: {default}.")
     return " ".join(words)

@@ -32,6 +32,12 @@ NAMES = {  # published: ours
     "mlp.fc2": "ff.net.2",
     "adaLN_modulation.1": "norm1.linear",
 }
+OTHERS = {  # names of weights that only other networks have: what these are
+    r"^s_embedder\.|^t_embedder\.W$": "a DiT of RAE",
+    r"\.mlp\.w12\.": "a LightningDiT",
+    r"^decoder_blocks\.": "in REPA's old layout, which load_legacy_checkpoints in REPA's utils.py renames",
+    r"\.attn\.q_norm\.": "a SiT with qk-norm",
+}
 ESSENTIAL = {  # weights whose shapes say which SiT it is, with their dimensions
     "x_embedder.proj.weight": 4,
     "pos_embed": 3,
@@ -66,23 +72,18 @@ def read_weights(path: Path) -> tuple[State, Mapping[str, Any]]:
         raise ValueError(f"{path} holds a {type(found).__name__}, no weights by name; {REMEDY}.")
     state = next((found[key] for key in ("ema", "ema_model", "model") if isinstance(found.get(key), Mapping)), found)
     training = found.get("args")
-    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+    if not isinstance(state, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()
+    ):
         raise ValueError(f"{path} holds {_some(list(found))}, no weights by name; {REMEDY}.")
     state = {WRAPPERS.sub("", name): value for name, value in state.items()}
-    return state, vars(training) if isinstance(training, argparse.Namespace) else {}
+    training = vars(training) if isinstance(training, argparse.Namespace) else training
+    return state, training if isinstance(training, Mapping) else {}
 
 
-def check_training(settings: Mapping[str, Any]) -> None:
-    """Raises ValueError if the settings of the training name another path than the linear one, or no velocity."""
-    for name, fitting in (("path_type", ("linear",)), ("prediction", ("velocity", "v"))):
-        value = settings.get(name)
-        if value is not None and str(value).lower() not in fitting:
-            raise ValueError(f"these weights were trained with {name} {value!r}; give weights of {fitting[0]!r}.")
-
-
-def is_of_repa(state: State, training: Mapping[str, Any]) -> bool:
-    """Whether the training was REPA's, by its projectors or by its settings; its time runs from data to noise."""
-    return training.get("prediction") == "v" or any(name.startswith(PROJECTORS) for name in state)
+def has_projectors(state: State) -> bool:
+    """Whether the weights come with REPA's projectors."""
+    return any(name.startswith(PROJECTORS) for name in state)
 
 
 def size_name(config: Mapping[str, Any]) -> str:
@@ -97,6 +98,9 @@ def sit_config(state: State) -> dict[str, Any]:
     Raises:
         ValueError: they are of no published size, or a weight is missing, has another shape, or is none of SiT's.
     """
+    for pattern, what in OTHERS.items():
+        if any(re.search(pattern, name) for name in state):
+            raise ValueError(f"these weights are {what}; {REMEDY}.")
     for name, rank in ESSENTIAL.items():
         if name not in state or state[name].ndim != rank:
             raise ValueError(f"these are no weights of SiT, which have {name} with {rank} dimensions; {REMEDY}.")
@@ -116,8 +120,8 @@ def sit_config(state: State) -> dict[str, Any]:
     expected = _shapes(blocks, width, patch, channels, outputs, side**2, rows)
     given = {name for name in state if not name.startswith(PROJECTORS)}
     for words, names in (
-        ("lack", [name for name in expected if name not in given]),
-        ("have, beside SiT's,", sorted(given - set(expected))),
+        ("miss", [name for name in expected if name not in given]),
+        ("also have", sorted(given - set(expected))),
         ("have in another shape", [name for name in expected if name in given and state[name].shape != expected[name]]),
     ):
         if names:
@@ -173,7 +177,7 @@ def check_values(state: State) -> None:
 
 def to_diffusers(state: State, config: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """Published weights under the names, and in the layout, of `SiTTransformer2DModel`; without REPA's projectors and without
-    the `unused_half`."""
+    the half of the last layer that SiT does not use."""
     ours: dict[str, torch.Tensor] = {}
     for name, value in state.items():
         layer, _, kind = name.rpartition(".")
@@ -198,10 +202,18 @@ def to_diffusers(state: State, config: Mapping[str, Any]) -> dict[str, torch.Ten
     return ours
 
 
-def unused_half(state: State, config: Mapping[str, Any]) -> torch.Tensor:
-    """The rows of the last layer, (patch * patch, 0 or C, width), for a variance that SiT has beside the velocity and never
-    trains; a DiT has trained it."""
-    return _by_channel(state["final_layer.linear.weight"], config)[:, config["in_channels"] :]
+def has_unused_half(state: State, config: Mapping[str, Any]) -> bool:
+    """Whether the last layer has the rows for a variance that SiT has next to the velocity, and never trains.
+
+    Raises:
+        ValueError: they are trained, as in a DiT.
+    """
+    unused = [
+        _by_channel(state[f"final_layer.linear.{kind}"], config)[:, config["in_channels"] :] for kind in ("weight", "bias")
+    ]
+    if any(bool(rows.any()) for rows in unused):
+        raise ValueError(f"these are weights of a DiT, a diffusion model with a trained variance, and no flow; {REMEDY}.")
+    return unused[0].numel() > 0
 
 
 def _by_channel(rows: torch.Tensor, config: Mapping[str, Any]) -> torch.Tensor:

@@ -161,6 +161,8 @@ class ClassConditionalFlowPipeline(DiffusionPipeline):
         sigmas: list[float] | None = None,
         guidance_scale: float = 1.0,
         guidance_channels: int | None = None,
+        guidance_start: float = 0.0,
+        guidance_end: float = 1.0,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
         output_type: str = "pil",
@@ -178,6 +180,8 @@ class ClassConditionalFlowPipeline(DiffusionPipeline):
             guidance_scale (`float`): classifier-free guidance, ``v = v_uncond + g (v_cond - v_uncond)``; 1 is off.
             guidance_channels (`int`, *optional*): guide so many channels, the first; the others move as without guidance.
                 All by default; SiT's own samples are guided on 3 of 4.
+            guidance_start (`float`): flow time from which guidance acts; REPA guides at noise levels up to 0.7, from 0.3 on.
+            guidance_end (`float`): flow time up to which it acts.
             generator (`torch.Generator` or list): for reproducible noise.
             latents (`torch.Tensor`, *optional*): (B, C, H, W) starting noise.
             output_type (`str`): "pil", "np" (B, H, W, C), "pt" (B, C, H, W) in [0, 1], or "latent".
@@ -186,8 +190,8 @@ class ClassConditionalFlowPipeline(DiffusionPipeline):
             callback_on_step_end_tensor_inputs (`list[str]`): what the callback is given; only "latents" exists.
 
         Raises:
-            ValueError: unknown class, guidance on a model without it, sizes that do not match, or pictures of latents that
-                no VAE decodes.
+            ValueError: unknown class, guidance on a model without it or in no interval, sizes that do not match, or pictures
+                of latents that no VAE decodes.
         """
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
@@ -204,6 +208,11 @@ class ClassConditionalFlowPipeline(DiffusionPipeline):
             )
         if guidance_channels is not None and not 1 <= guidance_channels <= channels:
             raise ValueError(f"guidance_channels is {guidance_channels}; give 1 to {channels}, or None for all.")
+        if not 0 <= guidance_start <= guidance_end <= 1:
+            raise ValueError(
+                f"guidance_start and guidance_end are {guidance_start} and {guidance_end}; give flow times with 0 <= start <= "
+                "end <= 1."
+            )
         if num_images_per_prompt < 1:
             raise ValueError(f"num_images_per_prompt is {num_images_per_prompt}; give at least 1.")
         guided = guidance_scale != 1.0
@@ -221,16 +230,18 @@ class ClassConditionalFlowPipeline(DiffusionPipeline):
         self.scheduler.set_timesteps(device=device, **steps)
         timesteps = self.scheduler.timesteps
         self._num_timesteps = len(timesteps)
-        if guided:
-            labels = torch.cat([labels, torch.full_like(labels, self.num_classes)])
+        labels_and_none = torch.cat([labels, torch.full_like(labels, self.num_classes)])
+        flow_times = (1 - timesteps.cpu().double() / self.scheduler.config.num_train_timesteps).tolist()
 
         with self.progress_bar(total=len(timesteps)) as progress_bar:
             for i, t in enumerate(timesteps):
-                model_input = torch.cat([latents, latents]) if guided else latents
+                guide = guided and guidance_start <= flow_times[i] <= guidance_end
+                classes = labels_and_none if guide else labels
+                model_input = torch.cat([latents, latents]) if guide else latents
                 velocity = self.transformer(
-                    model_input, timestep=t.expand(len(labels)), class_labels=labels, return_dict=False
+                    model_input, timestep=t.expand(len(classes)), class_labels=classes, return_dict=False
                 )[0]
-                if guided:
+                if guide:
                     conditional, unconditional = velocity.chunk(2)
                     velocity = unconditional + guidance_scale * (conditional - unconditional)
                     if guidance_channels is not None:

@@ -3,7 +3,7 @@
 from ..lazy_exports import lazy_exports
 
 _EXPORTS = {
-    "PublishSettings": ".job",
+    "PublishSettings": ".settings",
     "run_publish": ".job",
 }
 __all__ = [*_EXPORTS]

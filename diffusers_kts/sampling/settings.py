@@ -37,10 +37,12 @@ def setting(
     *,
     identity: bool = True,
     least: float | None = None,
+    most: float | None = None,
     choices: Sequence[str] = (),
     parse: Any = None,
     kind: Any = None,
     flag: str | None = None,
+    hidden: bool = False,
 ) -> Any:
     """A field of a settings class.
 
@@ -50,14 +52,16 @@ def setting(
         group: heading in the command's help.
         identity: whether it decides what the samples are, so that a run with another value cannot resume in the same folder.
         least: lowest value allowed.
+        most: highest value allowed.
         choices: values allowed.
         parse: reads the command line's text.
         kind: type of the option, where it is not that of the field.
         flag: name of the option, where it is not that of the field; "" for a positional argument.
+        hidden: whether the help leaves it out, as maintainers alone need it.
     """
     metadata = {
-        "help": help, "group": group, "identity": identity, "least": least, "choices": tuple(choices), "parse": parse,
-        "kind": kind, "flag": flag,
+        "help": help, "group": group, "identity": identity, "least": least, "most": most, "choices": tuple(choices),
+        "parse": parse, "kind": kind, "flag": flag, "hidden": hidden,
     }  # fmt: skip
     if isinstance(default, (dict, list)):
         return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
@@ -109,10 +113,12 @@ class Settings:
         for field in dataclasses.fields(self):
             name, value = field.name, _typed(field.name, getattr(self, field.name), types[field.name])
             object.__setattr__(self, name, value)
-            least, choices = field.metadata["least"], field.metadata["choices"]
+            least, most, choices = (field.metadata[limit] for limit in ("least", "most", "choices"))
             if value is not None and least is not None and value < least:
                 raise ValueError(f"{name} is {value}; give at least {least}.")
-            if choices and value not in choices:
+            if value is not None and most is not None and value > most:
+                raise ValueError(f"{name} is {value}; give at most {most}.")
+            if choices and value is not None and value not in choices:
                 *others, last = choices
                 one = "one of " if len(others) > 1 else ""
                 raise ValueError(f"{name} is {value!r}; choose {one}{', '.join(others)} or {last}.")

@@ -15,11 +15,18 @@ from PIL import Image
 from safetensors.torch import save_file
 from sit_reference import LAYOUTS, ReferenceSiT, positions, random_sit
 
-from diffusers_kts import ClassConditionalFlowPipeline, KPEMonitorPipeline, SiTTransformer2DModel
-from diffusers_kts.convert_sit import class_names, convert_sit
+from diffusers_kts import ClassConditionalFlowPipeline, KPEMonitorPipeline, SiTTransformer2DModel, embedded_model
+from diffusers_kts.convert_sit import ConvertSiTSettings, run_convert_sit
+from diffusers_kts.convert_sit.job import class_names, noise_correlation
+from diffusers_kts.models import CLASS_CONDITIONAL
 from diffusers_kts.models.sit_weights import sit_config, to_diffusers
 
 SIGMAS = torch.tensor([1.0, 0.7, 0.001], dtype=torch.float64)
+
+
+def convert(weights, output, vae=None, **options):
+    given = {"vae": str(vae)} if vae else {"no_vae": True}
+    return run_convert_sit(ConvertSiTSettings(weights, output=output, **given, **options))
 
 
 def tiny_vae(latent_channels=4):
@@ -57,7 +64,7 @@ def files(reference, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def converted(files):
-    convert_sit(files / "SiT-S-8.pt", files / "converted", str(files / "vae"))
+    convert(files / "SiT-S-8.pt", files / "converted", files / "vae")
     return files / "converted"
 
 
@@ -196,25 +203,52 @@ def test_kinds_of_files(kind, reference, tmp_path):
     else:
         state = {name: value.bfloat16() for name, value in state.items()} if kind == "half" else state
         torch.save(state, path)
-    made = convert_sit(path, tmp_path / "out", vae=None)
+    made = convert(path, tmp_path / "out")
     pipe = ClassConditionalFlowPipeline.from_pretrained(tmp_path / "out")
     expected = to_diffusers(state, pipe.transformer.config)
     assert all(torch.equal(value, expected[name].float()) for name, value in pipe.transformer.state_dict().items())
     assert made.name == "SiT-S/8" and made.parameters == pipe.transformer.num_parameters() and made.image_size is None
     assert pipe.transformer.config.reversed_time == (kind == "repa")
-    # the half for a variance, which SiT's training leaves at 0, is not 0 in these random weights, as in a DiT
-    assert any("no DiT" in note for note in made.notes) == (kind != "repa")
     with pytest.raises(ValueError, match="no VAE, and 4 channels are no picture"):
         pipe(1)
 
 
-def test_an_untrained_half_and_a_time_set_by_hand_are_told(reference, tmp_path):
-    state = published(reference)
-    for name in ("final_layer.linear.weight", "final_layer.linear.bias"):
-        state[name].unflatten(0, (64, 8))[:, 4:] = 0
-    torch.save(state, tmp_path / "weights.pt")
-    made = convert_sit(tmp_path / "weights.pt", tmp_path / "out", vae=None, reversed_time=True)
-    assert len(made.notes) == 1 and "from data to noise" in made.notes[0]
+def straight(sign):
+    """A SiT, without the unused half, whose velocity is its input, normed by token, or the negative of it."""
+    model = random_sit("S", 8, learn_sigma=False)
+    directions = torch.linalg.qr(torch.randn(384, 256, generator=torch.Generator().manual_seed(0))).Q
+    for parameter in model.parameters():
+        parameter.zero_()
+    model.x_embedder.proj.weight.copy_(directions.unflatten(1, (4, 8, 8)))
+    by_pixel = directions.T.unflatten(0, (4, 64)).transpose(0, 1).flatten(0, 1)  # channels last, as the last layer has them
+    model.final_layer.linear.weight.copy_(sign * by_pixel)
+    return model
+
+
+@pytest.mark.parametrize(("sign", "time"), [(1, "data-to-noise"), (-1, "noise-to-data")])
+def test_the_way_of_time_is_seen_in_the_velocity(tmp_path, sign, time):
+    torch.save(straight(sign).state_dict(), tmp_path / "weights.pt")
+    made = convert(tmp_path / "weights.pt", tmp_path / "out")
+    assert made.time == time and "correlates" in made.reason
+    pipe = ClassConditionalFlowPipeline.from_pretrained(tmp_path / "out")
+    assert pipe.transformer.config.reversed_time == (time == "data-to-noise")
+    velocity = pipe.transformer(inputs()[0].float(), timestep=torch.full((3,), 500.0), class_labels=inputs()[1]).sample
+    assert torch.cosine_similarity(velocity.flatten(), inputs()[0].float().flatten(), 0) > 0.9  # dx/dsigma, to the noise
+
+
+@pytest.mark.parametrize("name", CLASS_CONDITIONAL)
+def test_trained_networks_show_the_way_of_time(name):
+    pipe = ClassConditionalFlowPipeline.from_pretrained(embedded_model(name))
+    assert noise_correlation(pipe.transformer) > 0.6  # they are told sigma and give dx/dsigma
+
+
+def test_a_time_that_nothing_tells_is_asked_for(kts, tmp_path):
+    torch.save(random_sit("S", 8, learn_sigma=False).state_dict(), "weights.pt")
+    code, _, err = kts("convert-sit", "weights.pt", "--no-vae")
+    assert code == 2 and "give --time data-to-noise for weights of REPA's code" in err and os.listdir() == ["weights.pt"]
+    code, out, _ = kts("convert-sit", "weights.pt", "--no-vae", "--time", "data-to-noise")
+    assert code == 0 and "runs from data to noise: as given" in out
+    assert ClassConditionalFlowPipeline.from_pretrained("kts-sit").transformer.config.reversed_time
 
 
 class Malicious:
@@ -242,11 +276,16 @@ WRONG = {
         lambda state: {key: value for key, value in state.items() if not key.startswith("blocks.11.")},
         "11 blocks of width 384 with patches of 8 are no published SiT; there are 12 of 384 \\(S\\)",
     ),
-    "missing": (without("blocks.3.mlp.fc1.bias"), "lack blocks.3.mlp.fc1.bias"),
-    "query norm": (
-        lambda state: state | {"blocks.0.attn.q_norm.weight": torch.ones(64)},
-        "beside SiT's, blocks.0.attn.q_norm",
+    "missing": (without("blocks.3.mlp.fc1.bias"), "miss blocks.3.mlp.fc1.bias"),
+    "more": (lambda state: state | {"blocks.0.extra": torch.ones(64)}, "also have blocks.0.extra"),
+    "qk-norm": (lambda state: state | {"blocks.0.attn.q_norm.weight": torch.ones(64)}, "are a SiT with qk-norm"),
+    "LightningDiT": (lambda state: state | {"blocks.0.mlp.w12.weight": torch.ones(64)}, "are a LightningDiT"),
+    "RAE": (lambda state: state | {"s_embedder.proj.weight": torch.ones(64)}, "are a DiT of RAE"),
+    "old REPA": (
+        lambda state: state | {"decoder_blocks.0.attn.qkv.bias": torch.ones(64)},
+        "REPA's old layout, which load_leg",
     ),
+    "DiT": (changed("final_layer.linear.bias", torch.ones_like), "are weights of a DiT, a diffusion model"),
     "shape": (changed("t_embedder.mlp.0.weight", lambda w: w[:, :128]), "in another shape t_embedder.mlp.0.weight"),
     "channels": (changed("final_layer.linear.weight", lambda w: w[:192]), "gives 3 channels of 4"),
     "not finite": (changed("blocks.1.attn.qkv.bias", lambda b: b * math.nan), "blocks.1.attn.qkv.bias holds values"),
@@ -263,7 +302,7 @@ def test_wrong_weights_are_refused_before_any_output(wrong, reference, tmp_path,
     state = {name: torch.zeros(()).expand(value.shape) for name, value in reference.state_dict().items()}
     torch.save(change(state), "weights.pt")
     with pytest.raises(ValueError, match=words):
-        convert_sit(tmp_path / "weights.pt", tmp_path / "out", vae=None)
+        convert(tmp_path / "weights.pt", tmp_path / "out")
     assert os.listdir() == ["weights.pt"]
 
 
@@ -278,15 +317,17 @@ def test_a_mistake_on_the_command_line_is_one_sentence_and_no_output(kts, files,
     (here / "full" / "thesis.txt").write_text("dear")
     before = sorted(os.listdir())
     for arguments, words in {
-        ("missing.pt", "out", "--no-vae"): "missing.pt is no file; give the .pt of SiT",
-        ("missing.pt", "full", "--no-vae"): "full is not an empty folder",
-        ("cut.pt", "out", "--no-vae"): "cut.pt",
-        ("text.safetensors", "out", "--no-vae"): "not readable safetensors",
-        (weights, "out"): "the VAE 'stabilityai/sd-vae-ft-ema' cannot be loaded",
-        (weights, "out", "--vae", here / "vae8"): "8 latent channels, the weights 4",
-        (weights, "out", "--vae", "a", "--no-vae"): "both given",
-        (weights, "out", "--no-vae", "--labels", "labels.txt"): "names 2 classes, the weights have 1000",
-        (weights, "out", "--no-vae", "--labels", "none.txt"): "none.txt cannot be read",
+        ("missing.pt", "--no-vae"): "missing.pt is no file; give the .pt of SiT",
+        ("missing.pt", "--output", "full", "--no-vae"): "full is not an empty folder",
+        ("cut.pt", "--no-vae"): "cut.pt",
+        ("text.safetensors", "--no-vae"): "not readable safetensors",
+        (weights,): "the VAE 'stabilityai/sd-vae-ft-ema' cannot be loaded",
+        (weights, "out"): "extra argument(s) (out); see kts convert-sit -h.",
+        (weights, "--time", "back"): "time is 'back'; choose noise-to-data or data-to-noise",
+        (weights, "--vae", here / "vae8"): "8 latent channels, the weights 4",
+        (weights, "--vae", "a", "--no-vae"): "both given",
+        (weights, "--no-vae", "--labels", "labels.txt"): "names 2 classes, the weights have 1000",
+        (weights, "--no-vae", "--labels", "none.txt"): "none.txt cannot be read",
     }.items():
         code, out, err = kts("convert-sit", *arguments)
         assert code == 2 and words in err and "Traceback" not in err and not out, err
@@ -299,7 +340,7 @@ def test_a_failure_while_writing_leaves_nothing(files, tmp_path, monkeypatch):
 
     monkeypatch.setattr(AutoencoderKL, "save_pretrained", full)
     with pytest.raises(OSError, match="No space left"):
-        convert_sit(files / "SiT-S-8.pt", tmp_path / "out", str(files / "vae"))
+        convert(files / "SiT-S-8.pt", tmp_path / "out", files / "vae")
     assert not os.listdir(tmp_path)
 
 
@@ -321,7 +362,9 @@ def test_convert_diagnose_generate_evaluate(kts, files, reference):
     labels = [f"class number {i}" for i in range(1000)]
     labels[207] = "golden retriever"
     (files / "labels.txt").write_text("\n".join(labels))
-    code, out, _ = kts("convert-sit", files / "SiT-S-8.pt", "sit", "--vae", files / "vae", "--labels", files / "labels.txt")
+    code, out, _ = kts(
+        "convert-sit", files / "SiT-S-8.pt", "--output", "sit", "--vae", files / "vae", "--labels", files / "labels.txt"
+    )
     assert code == 0 and "SiT-S/8: 33.0 million parameters, images of 256x256, classes by name or number" in out
     code, out, _ = kts("doctor", "--model", "sit", "--num-inference-steps", 4)
     assert code == 0 and "use: KTSFlowMatchScheduler" in out and "shaped: energy per dim" in out
@@ -360,7 +403,7 @@ def test_convert_diagnose_generate_evaluate(kts, files, reference):
 def test_weights_of_wrapped_models_are_taken(tmp_path, key):
     state = random_sit("S", 8).state_dict()
     torch.save({key: {f"module._orig_mod.{name}": value for name, value in state.items()}}, tmp_path / "weights.pt")
-    convert_sit(tmp_path / "weights.pt", tmp_path / "out", vae=None)
+    convert(tmp_path / "weights.pt", tmp_path / "out")
     loaded = ClassConditionalFlowPipeline.from_pretrained(tmp_path / "out").transformer
     assert not loaded.config.reversed_time
 
@@ -368,5 +411,5 @@ def test_weights_of_wrapped_models_are_taken(tmp_path, key):
 def test_the_settings_of_repa_say_that_time_is_reversed(tmp_path):
     state = random_sit("S", 8).state_dict()  # without its projectors
     torch.save({"ema": state, "args": argparse.Namespace(prediction="v")}, tmp_path / "weights.pt")
-    convert_sit(tmp_path / "weights.pt", tmp_path / "out", vae=None)
+    convert(tmp_path / "weights.pt", tmp_path / "out")
     assert ClassConditionalFlowPipeline.from_pretrained(tmp_path / "out").transformer.config.reversed_time

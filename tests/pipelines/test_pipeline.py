@@ -56,6 +56,28 @@ def test_guidance_is_the_extrapolation_of_two_velocities(generalizing):
         torch.testing.assert_close(end, x - (v(10) + 2.5 * (v(3) - v(10))))
 
 
+@pytest.mark.parametrize(
+    ("start", "end", "guided"), [(0.0, 1.0, "all"), (0.51, 0.52, "none"), (0.0, 0.5, "first"), (0.5, 1.0, "last")]
+)
+def test_guidance_in_an_interval_of_flow_time(generalizing, start, end, guided):
+    """Steps at flow times 0, .33, .67: guided where the interval holds them, as if each step was a call of its own."""
+    sigmas, x = [1.0, 2 / 3, 1 / 3], torch.randn(2, 1, 28, 28, generator=rng())
+    call = {"class_labels": [3, 5], "sigmas": sigmas, "output_type": "latent"}
+    scales = {"all": (2.5,) * 3, "none": (1.0,) * 3, "first": (2.5, 2.5, 1.0), "last": (1.0, 1.0, 2.5)}[guided]
+    if guided in ("all", "none"):
+        expected = generalizing(**call, latents=x, guidance_scale=scales[0]).images
+    else:
+        expected = x
+        for scale, sigma, after in zip(scales, sigmas, [*sigmas[1:], 0.0], strict=True):
+            end_of_path = generalizing(**call | {"sigmas": [sigma]}, latents=expected, guidance_scale=scale).images
+            expected = expected + (sigma - after) / sigma * (end_of_path - expected)
+    found = generalizing(**call, latents=x, guidance_scale=2.5, guidance_start=start, guidance_end=end).images
+    exact = {"atol": 0, "rtol": 0} if guided in ("all", "none") else {"atol": 1e-5, "rtol": 1e-5}
+    torch.testing.assert_close(found, expected, **exact)
+    with pytest.raises(ValueError, match="guidance_start and guidance_end are 0.5 and 0.2"):
+        generalizing(3, guidance_start=0.5, guidance_end=0.2)
+
+
 def test_callback_sees_and_replaces_latents(generalizing):
     seen = []
 

@@ -11,7 +11,8 @@ import torch
 from tiny_pipelines import call_kwargs, tiny_sd3
 
 from diffusers_kts import PRESETS, ClassConditionalFlowPipeline, KPEMonitorPipeline, KTSFlowMatchScheduler, embedded_model
-from diffusers_kts.publish.job import PublishSettings, run_publish
+from diffusers_kts.publish.folders import BUILDERS
+from diffusers_kts.publish.settings import PublishSettings
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
@@ -21,7 +22,8 @@ def root(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hub")
     tiny_sd3().save_pretrained(folder / "sd3")
     for kind, preset in (("scheduler", "balanced"), ("model", "anti_memorization")):
-        run_publish(PublishSettings(kind, output=folder / kind, preset=preset, results=RESULTS, dry_run=True))
+        (folder / kind).mkdir()
+        BUILDERS[kind](folder / kind, PublishSettings(kind, preset=preset, results=RESULTS, dry_run=True))
     return folder
 
 

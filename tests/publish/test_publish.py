@@ -17,10 +17,13 @@ import pytest
 from hub_stand_in import hub  # noqa: F401 (fixture)
 from huggingface_hub import DatasetCard, ModelCard, SpaceCard
 
+from diffusers_kts.models import embedded_model
+from diffusers_kts.presets import Preset
 from diffusers_kts.publish.cards import KINDS, card
-from diffusers_kts.publish.job import PublishSettings, run_publish
+from diffusers_kts.publish.folders import BUILDERS
 from diffusers_kts.publish.one_file import one_file
 from diffusers_kts.publish.refusals import problems, unsourced_numbers
+from diffusers_kts.publish.settings import PublishSettings
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -112,8 +115,8 @@ def test_figures_are_held_against_their_source(tmp_path):
 
 @pytest.fixture(scope="module")
 def published_model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("published") / "model"
-    run_publish(PublishSettings("model", output=folder, results=RESULTS, dry_run=True))
+    folder = tmp_path_factory.mktemp("published")
+    BUILDERS["model"](folder, PublishSettings("model", results=RESULTS, dry_run=True))
     return folder
 
 
@@ -147,11 +150,11 @@ def test_what_must_not_go_up(kts, tmp_path, published_model, name, content, word
     folder = tmp_path / "good"
     shutil.copytree(published_model, folder)
     if name == "README.md":  # as it is, it goes through, as a folder of the user's own
-        assert kts("publish", "model", "--source", folder, "--dry-run", "--output", "first")[0] == 0
+        assert kts("publish", "model", "--source", folder, "--dry-run")[0] == 0
     (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    code, _, err = kts("publish", "model", "--source", folder, "--dry-run", "--output", "again")
+    code, _, err = kts("publish", "model", "--source", folder, "--repo", "a/b")
     assert code == 2 and words in err and "Traceback" not in err and SECRET not in err
-    assert not (tmp_path / "again").exists()
+    assert not (tmp_path / "kts-publish").exists()
 
 
 def test_limits_and_links(tmp_path, monkeypatch):
@@ -165,31 +168,44 @@ def test_limits_and_links(tmp_path, monkeypatch):
     assert len(problems(tmp_path)) == 4
 
 
-def test_space_folder_is_whole(kts, tmp_path):
-    args = ["--source", ROOT / "examples" / "space", "--results", RESULTS, "--dry-run"]
-    code, out, err = kts("publish", "space", *args)
+def test_space_folder_is_whole(kts, tmp_path, hub):
+    args = ["publish", "space", "--source", ROOT / "examples" / "space", "--results", RESULTS]
+    code, out, err = kts(*args, "--dry-run")
+    assert code == 0 and "nothing was written or uploaded" in out and not list(tmp_path.iterdir()), err
+    code, out, err = kts(*args, "--repo", "a/b")
     assert code == 0, err
     folder = tmp_path / "kts-publish"
     names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     assert {"app.py", "README.md", "requirements.txt", "diffusers_kts/space/app.py", "diffusers_kts/models/NOTICE"} <= names
-    assert all(name in out for name in names) and "nothing was uploaded" in out and "__pycache__" not in out
+    assert all(name in out for name in names) and "__pycache__" not in out
     # its own copy of the package is what app.py imports, as on the Hub
     code = "import sys; sys.path.insert(0, '.'); import diffusers_kts; print(diffusers_kts.__file__)"
     done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True)
     assert Path(done.stdout.strip()).parent == folder / "diffusers_kts"
 
 
-def test_a_data_set_needs_a_finished_job(kts, tmp_path):
+def test_a_data_set_needs_a_finished_job(kts, tmp_path, hub):
     code, _, err = kts("publish", "dataset", "--source", tmp_path, "--dry-run")
     assert code == 2 and "no finished output of kts generate" in err
     assert kts("generate", "--class-labels", "Bag,Coat", "--num-inference-steps", 2, "--output", "out")[0] == 0
     code, out, err = kts("publish", "dataset", "--source", "out", "--dry-run")
-    assert code == 0 and ".kts" not in out, err
+    assert code == 0 and ".kts" not in out and not (tmp_path / "kts-publish").exists(), err
+    assert kts("publish", "dataset", "--source", "out", "--repo", "a/b")[0] == 0
     assert DatasetCard.load(tmp_path / "kts-publish" / "README.md").data.configs
 
 
+def test_shaping_by_preset_file_and_by_setting(kts, tmp_path, hub):
+    Preset("mine", "here", alpha_0=0.03, beta_0=0.02).save("mine.json")
+    for options in (["--preset", "mine.json"], ["--preset", "off", "--alpha-0", 0.03, "--beta-0", 0.02]):
+        assert kts("publish", "model", "--repo", "a/b", "--results", RESULTS, "--output", len(options), *options)[0] == 0
+        saved = json.loads(hub.files["scheduler/scheduler_config.json"])
+        assert (saved["alpha_0"], saved["beta_0"]) == (0.03, 0.02)
+
+
 def test_upload(kts, tmp_path, hub):
-    code, out, err = kts("publish", "scheduler", "--repo", "a/b", "--results", RESULTS)
+    args = ["publish", "scheduler", "--repo", "a/b", "--results", RESULTS]
+    assert kts(*args, "--dry-run")[0] == 0 and not list(tmp_path.iterdir())  # which the run itself may follow
+    code, out, err = kts(*args)
     assert code == 0 and "Uploaded to http" in out, err
     sent = {str(p.relative_to(tmp_path / "kts-publish")) for p in (tmp_path / "kts-publish").rglob("*") if p.is_file()}
     assert set(hub.files) == sent and hub.created[0]["visibility"] == "private"
@@ -207,7 +223,8 @@ def test_upload(kts, tmp_path, hub):
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["poster", "--dry-run"], "choose from scheduler"),
+        (["poster", "--dry-run"], "kind is 'poster'; choose model or dataset"),
+        (["model", "--source", embedded_model(), "--dry-run", "--output", embedded_model() / "a"], "lies in the source"),
         (["scheduler"], "no --repo"),
         (["scheduler", "--repo", "a/b/c"], "give owner/name"),
         (["scheduler", "--preset", "best", "--dry-run"], "preset is 'best'"),
