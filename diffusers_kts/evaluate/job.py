@@ -104,7 +104,7 @@ def run_evaluate(s: EvaluateSettings, show_progress: bool = True) -> Evaluation:
             seen = look_at_samples(inputs, plan, where, s.batch_size, bar.update)
         found, rows = measure(inputs, plan, seen, known), _rows(inputs, seen)
         correlations = _correlations(inputs, rows)
-        notes = plan.sentences() + _notes(inputs, plan, found)
+        notes = plan.sentences() + _notes(inputs, plan, found, seen)
         report = {
             "images": {"path": str(s.images), "n": len(samples), "shape": list(samples.shape), "resize": samples.resize},
             "reference": None if s.reference is None else str(s.reference),
@@ -135,6 +135,8 @@ def _files(s: EvaluateSettings) -> list[Path]:
         raise ValueError(f"statistics is {str(s.statistics)!r}; give a file that ends in .npz.")
     files = [] if s.output is None else [s.output / REPORT, s.output / SAMPLES]
     files += [] if s.statistics is None else [s.statistics]
+    if s.training_images is not None and s.training_images.resolve() == s.images.resolve():
+        raise ValueError(f"{s.images} is given as samples and as training images; give those the model was trained on.")
     read = [given.resolve() for given in (s.images, s.reference, s.training_images) if given is not None]
     for file in files:
         if file.resolve() in read:
@@ -171,8 +173,10 @@ def _correlations(inputs: Inputs, columns: dict[str, list[Any]]) -> dict[str, Co
     return {name: correlation for name, correlation in found.items() if correlation is not None}
 
 
-def _notes(inputs: Inputs, plan: Plan, found: dict[str, Measured]) -> list[str]:
+def _notes(inputs: Inputs, plan: Plan, found: dict[str, Measured], seen: Seen) -> list[str]:
     notes = []
+    if seen.memorization is not None and (same := int((seen.memorization.distances[:, 0] == 0).sum())):
+        notes.append(f"{same} of {len(inputs.samples)} samples equal a training image in every pixel; are they drawn?")
     for name in FRECHET:
         if name in found and found[name].n <= (d := found[name].details["features"]):
             notes.append(

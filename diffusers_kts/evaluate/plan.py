@@ -219,6 +219,6 @@ def _suits(space: str, found: FeatureSpace, samples: ImageSet, reference: Refere
         width = found(torch.zeros(2, *reference.images.shape)).shape[1]
     if space == "features" and width != (own := found(torch.zeros(2, *samples.shape)).shape[1]):
         raise ValueError(
-            f"images have {own} features in {found.name}, the reference {width}; give images of the same size and colour, or "
+            f"images have {own} features in {found.name}, the reference {width}; give images of the same size and color, or "
             "--image-size."
         )

@@ -14,7 +14,7 @@ from mpl_toolkits.axes_grid1 import make_axes_locatable
 if TYPE_CHECKING:
     from .trace import KPETrace
 
-# Okabe and Ito's colours, which the colour-blind tell apart; the line style says the same again
+# Okabe and Ito's colors, which the color-blind tell apart; the line style says the same again
 STYLES = (("#000000", "-"), ("#0072B2", "--"), ("#D55E00", "-."), ("#009E73", (0, (5, 1, 1, 1, 1, 1))), ("#CC79A7", ":"))
 
 

@@ -1,4 +1,4 @@
-"""The charts of the demo as SVG: small, drawn in a millisecond, coloured by the page's light or dark theme through CSS."""
+"""The charts of the demo as SVG: small, drawn in a millisecond, colored by the page's light or dark theme through CSS."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence

@@ -9,7 +9,7 @@ THEME = gr.themes.Soft(
     font_mono=["ui-monospace", "Menlo", "Consolas", "monospace"],
 )
 
-# Okabe and Ito's blue and vermilion; in the dark the blue is lighter. Plain is the colour of the text.
+# Okabe and Ito's blue and vermilion; in the dark the blue is lighter. Plain is the color of the text.
 CSS = """
 :root { --kts-shaped: #0068a5; --kts-copied: #b34700; --kts-warn: #fff1e6; }
 .dark { --kts-shaped: #66c2ff; --kts-copied: #ff9a52; --kts-warn: #3b2210; }

@@ -15,7 +15,7 @@ from diffusers_kts.generate.settings import GenerateSettings
 from diffusers_kts.images.image_sets import KEPT, open_images
 
 RNG = np.random.default_rng(0)
-COLOUR = RNG.integers(0, 256, (7, 5, 6, 3), np.uint8)
+COLORS = RNG.integers(0, 256, (7, 5, 6, 3), np.uint8)
 FORMATS = ("imagefolder", "webdataset", "parquet")
 
 
@@ -52,13 +52,13 @@ def test_outputs_of_every_format_are_the_same_set(drawn):
 
 @pytest.mark.parametrize("size", [1, 3, 7, 100])
 def test_arrays_are_read_in_parts(tmp_path, size):
-    np.save(tmp_path / "a.npy", COLOUR)
-    np.savez(tmp_path / "b.npz", COLOUR)  # as arr_0
-    np.savez_compressed(tmp_path / "c.npz", mu=np.zeros(3), images=COLOUR)
-    save(tmp_path / "pictures", COLOUR)
+    np.save(tmp_path / "a.npy", COLORS)
+    np.savez(tmp_path / "b.npz", COLORS)  # as arr_0
+    np.savez_compressed(tmp_path / "c.npz", mu=np.zeros(3), images=COLORS)
+    save(tmp_path / "pictures", COLORS)
     for name in ("a.npy", "b.npz", "c.npz", "pictures"):
         batches = list(open_images(tmp_path / name).batches(size))
-        assert max(map(len, batches)) <= size and torch.equal(torch.cat(batches).permute(0, 2, 3, 1), torch.from_numpy(COLOUR))
+        assert max(map(len, batches)) <= size and torch.equal(torch.cat(batches).permute(0, 2, 3, 1), torch.from_numpy(COLORS))
     assert open_images(tmp_path / "a.npy", 4).shape == (3, 4, 4) and "4x4" in open_images(tmp_path / "a.npy", 4).resize
 
 
@@ -74,11 +74,11 @@ def test_no_more_than_a_few_batches_are_in_memory(tmp_path, save):
         tracemalloc.stop()
 
 
-def test_grey_and_colour_sizes_and_cameras(tmp_path):
-    grey = COLOUR[:2, ..., 0]
+def test_grey_and_color_sizes_and_cameras(tmp_path):
+    grey = COLORS[:2, ..., 0]
     save(tmp_path / "grey", grey)
     assert torch.equal(pixels(open_images(tmp_path / "grey"))[:, 0], torch.from_numpy(grey))
-    Image.fromarray(COLOUR[0]).save(tmp_path / "grey" / "colour.png")
+    Image.fromarray(COLORS[0]).save(tmp_path / "grey" / "color.png")
     mixed = pixels(open_images(tmp_path / "grey"))
     assert mixed.shape == (3, 3, 5, 6) and torch.equal(mixed[0, 2], torch.from_numpy(grey[0]))
 
@@ -89,10 +89,10 @@ def test_grey_and_colour_sizes_and_cameras(tmp_path):
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6  # to be turned by a quarter to the right
     (tmp_path / "turned").mkdir()
-    Image.fromarray(COLOUR[0]).save(tmp_path / "turned" / "a.png", exif=exif)
+    Image.fromarray(COLORS[0]).save(tmp_path / "turned" / "a.png", exif=exif)
     turned = open_images(tmp_path / "turned")
     assert turned.shape == (3, 6, 5)
-    assert np.array_equal(pixels(turned)[0].permute(1, 2, 0).numpy(), np.rot90(COLOUR[0], -1))
+    assert np.array_equal(pixels(turned)[0].permute(1, 2, 0).numpy(), np.rot90(COLORS[0], -1))
 
 
 def test_an_unfinished_output_is_not_measured(tmp_path, drawn):
@@ -104,22 +104,22 @@ def test_an_unfinished_output_is_not_measured(tmp_path, drawn):
 
 
 def broken(folder, drawn):
-    save(folder, COLOUR[:2])
+    save(folder, COLORS[:2])
     (folder / "x.png").write_bytes(b"text")
 
 
 def cut(folder, drawn):
-    save(folder, COLOUR[:2])
+    save(folder, COLORS[:2])
     data = (folder / "1.png").read_bytes()
     (folder / "1.png").write_bytes(data[: len(data) // 2])
 
 
 def mixed(folder, drawn):
-    save(folder, [COLOUR[0], COLOUR[1, :4]])
+    save(folder, [COLORS[0], COLORS[1, :4]])
 
 
 def nameless(folder, drawn):
-    save(folder, COLOUR[:1])
+    save(folder, COLORS[:1])
     (folder / "metadata.jsonl").write_text('{"prompt": "x"}\n')
 
 
@@ -141,13 +141,13 @@ def half_a_table(folder, drawn):
 
 
 def half_an_array(path, drawn):
-    np.save(path.with_suffix(".npy"), COLOUR)
+    np.save(path.with_suffix(".npy"), COLORS)
     path.write_bytes(path.with_suffix(".npy").read_bytes()[:300])
 
 
 def floats(path, drawn):
     with path.open("wb") as file:
-        np.savez(file, images=COLOUR / 255)
+        np.savez(file, images=COLORS / 255)
 
 
 def no_images(path, drawn):

@@ -3,6 +3,8 @@
 import io
 import json
 import os
+import re
+import shutil
 import tarfile
 
 import numpy as np
@@ -101,6 +103,82 @@ def test_what_has_no_pixels_of_its_own_is_named(tmp_path, make, words):
     for read in (seen, lambda folder: load_images(folder, (3, 16, 16))):
         with pytest.raises(ValueError, match=f"b.png in .* cannot be read as a picture .*{words}"):
             read(tmp_path)
+
+
+def folder_of(make, count=12):
+    """A folder of small grey pictures, and what ``make`` adds to it."""
+
+    def build(folder):
+        folder.mkdir()
+        for i, array in enumerate(RNG.integers(0, 256, (count, 28, 28), np.uint8)):
+            Image.fromarray(array).save(folder / f"{i}.png")
+        make(folder)
+
+    return build
+
+
+def cut(folder):
+    (folder / "1.png").write_bytes((folder / "1.png").read_bytes()[:300])
+
+
+def pixels_of(*shape):
+    return Image.fromarray(RNG.integers(0, 256, shape, np.uint8))
+
+
+def turned(folder):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    pixels_of(28, 28).save(folder / "x.jpg", exif=exif)
+
+
+def described(folder):
+    (folder / "metadata.jsonl").write_text('{"file_name": "0.png"}\n{"file_name": "gone.png"}\n')
+
+
+KINDS = {  # what is added to a good folder; what audit says, None if it takes it; the same of evaluate, if it differs
+    "good": (lambda folder: None, None),
+    "text": (lambda folder: (folder / "x.png").write_text("text"), "x.png in set cannot be read"),
+    "cut": (cut, "1.png in set cannot be read"),
+    "transparent": (lambda folder: pixels_of(28, 28, 4).save(folder / "x.png"), "x.png .* transparent"),
+    "fractions": (lambda folder: fractions(folder / "x.tif"), "x.tif .* fractions"),
+    "animated": (lambda folder: animated(folder / "x.png"), "x.png .* 2 frames"),
+    "huge": (lambda folder: huge(folder / "x.png"), "x.png .* exceeds limit"),
+    "16 bits": (lambda folder: Image.fromarray(np.full((28, 28), 40_000, np.uint16)).save(folder / "x.png"), None),
+    "gone": (lambda folder: (folder / "x.png").symlink_to("gone"), "x.png .* No such file"),
+    "described": (described, "gone.png in set .* No such file"),
+    "turned": (turned, None),
+    "sizes": (lambda folder: pixels_of(20, 50).save(folder / "x.png"), None, "2 sizes .*--image-size"),
+    "colors": (lambda folder: pixels_of(28, 28, 3).save(folder / "x.png"), None, "same size and color"),
+    "below": (lambda folder: os.makedirs(folder / "x.png"), None),
+}
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "empty", "one"])
+def test_every_kind_of_folder_is_taken_or_named_and_kept(kts, tmp_path, kind):
+    make, words, *others = KINDS.get(
+        kind, (lambda folder: None, {"empty": "set holds no pictures", "one": "set holds 1 pict"}.get(kind))
+    )
+    folder_of(lambda folder: None)(tmp_path / "real")
+    folder_of(make, {"empty": 0, "one": 1}.get(kind, 12))(tmp_path / "set")
+    before = {path: path.read_bytes() for path in (tmp_path / "set").rglob("*") if path.is_file()}
+    jobs = {"evaluate real --reference set --training-images set --metrics fd,f-mem": [words, *others][-1]}
+    if words is not None:  # which audits refuse before they draw
+        jobs["audit --num-samples 8 --num-inference-steps 2 --features pixels --training-images set"] = words
+    for job, said in jobs.items():
+        code, _, err = kts(*job.split())
+        assert code == (2 if said else 0) and (said is None or re.search(said, err)) and "Traceback" not in err, err
+        assert said is None or not list(tmp_path.glob("kts-*"))
+    assert before == {path: path.read_bytes() for path in (tmp_path / "set").rglob("*") if path.is_file()}
+
+
+def test_samples_are_not_their_own_training_images(kts, tmp_path):
+    folder_of(lambda folder: None)(tmp_path / "set")
+    code, _, err = kts("evaluate", "set", "--training-images", "./set", "--metrics", "f-mem")
+    assert code == 2 and "set is given as samples and as training images" in err and not (tmp_path / "kts-evaluation").exists()
+    shutil.copytree("set", "copy")
+    pixels_of(28, 28).save("set/0.png")
+    code, out, _ = kts("evaluate", "set", "--training-images", "copy", "--metrics", "f-mem")
+    assert code == 0 and "11 of 12 samples equal a training image in every pixel" in out
 
 
 def test_the_order_is_that_of_torch_fidelity_without_hidden_files(tmp_path):
