@@ -6,9 +6,11 @@ from typing import Annotated, Any, NoReturn
 
 EXTRAS = {"generate": "generate", "verify": "generate", "evaluate": "eval", "space": "space", "tune": "tune"}  # else demo
 
+LONGEST = 2000  # characters of an error
+
 
 def _refuse(sentence: object) -> NoReturn:
-    print(f"kts: {sentence}", file=sys.stderr)
+    print(f"kts: {' '.join(str(sentence).split()):.{LONGEST}}", file=sys.stderr)
     sys.exit(2)
 
 

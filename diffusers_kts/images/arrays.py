@@ -11,6 +11,8 @@ from typing import IO
 import numpy as np
 from numpy.lib import format as npy
 
+from ..errors import brief
+
 NAMES = ("images", "x_train", "arr_0")  # of the member that holds the images; the last is numpy's own, and ADM's
 REMEDY = (
     "give an .npz file with uint8 'images' (or 'x_train', 'arr_0'), or an .npy file, (n, H, W) or (n, H, W, 3), or a folder "
@@ -43,7 +45,7 @@ class ImageArray:
         except StopIteration:
             raise ValueError(f"{path} holds {', '.join(held) or 'nothing'}, no images; {REMEDY}.") from None
         except Exception as error:  # a damaged archive raises anything from BadZipFile to zlib.error
-            raise ValueError(f"the images in {path} cannot be read ({error}); {REMEDY}.") from error
+            raise ValueError(f"the images in {path} cannot be read ({brief(error)}); {REMEDY}.") from error
         if dtype != np.uint8 or by_column or len(shape) not in (3, 4) or shape[3:] not in ((), (3,)) or 0 in shape:
             raise ValueError(f"the images in {path} are {dtype} {shape}; {REMEDY}.")
         return cls(path, member, shape)
@@ -63,7 +65,7 @@ class ImageArray:
                         raise EOFError("it ends too early")
                     yield images
         except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-            raise ValueError(f"the images in {self.path} are damaged ({error}); copy the file again.") from error
+            raise ValueError(f"the images in {self.path} are damaged ({brief(error)}); copy the file again.") from error
 
     def read(self) -> np.ndarray:
         """All of them."""

@@ -72,7 +72,7 @@ def _shards(shards: list[Path]) -> Iterator[Picture]:
     """A sample is members with one stem, next to each other: a picture, and perhaps its row."""
     for shard in shards:
         try:
-            with tarfile.open(shard, "r:") as tar:
+            with shard.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
                 stem, sample = "", dict[str, Any]()
                 for member in tar:
                     if member.isdir():
@@ -89,6 +89,9 @@ def _shards(shards: list[Path]) -> Iterator[Picture]:
                     elif f".{ending.lower()}" in (*SUFFIXES, ".mp4"):
                         sample |= {"name": member.name, "data": content.read()}
                 yield from _sample(sample)
+                file.seek(tar.offset)  # where tarfile found no further member, for whatever reason
+                if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                    raise tarfile.TarError(f"it is cut or damaged after {stem or 'its start'}")
         except (tarfile.TarError, OSError, ValueError) as error:
             raise ValueError(f"the shard {shard} cannot be read ({brief(error)}); draw or copy it again.") from error
 

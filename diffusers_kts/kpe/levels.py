@@ -26,14 +26,21 @@ class Levels:
     @classmethod
     def of(cls, tensor: torch.Tensor, numbers: list[float] | None = None) -> "Levels":
         """Read the tensor, for which the device is waited for, unless its ``numbers`` are known."""
-        return cls(tensor, tensor.tolist() if numbers is None else numbers, _version(tensor))
+        return cls(tensor, _numbers(tensor) if numbers is None else numbers, _version(tensor))
 
     def are_of(self, tensor: torch.Tensor) -> bool:
         """Whether ``tensor`` holds these numbers; asked at every step."""
         same = tensor is self.tensor and _version(tensor) == self.version
         if tensor.is_cpu and (not same or self.version < 0):
-            return tensor.tolist() == self.numbers
+            return _numbers(tensor) == self.numbers
         return same
+
+
+def _numbers(tensor: torch.Tensor) -> list[float]:
+    try:
+        return tensor.tolist()
+    except RuntimeError:  # of torch 2.6 within torch.func.jvp
+        return [float(number) for number in tensor]
 
 
 def _version(tensor: torch.Tensor) -> int:

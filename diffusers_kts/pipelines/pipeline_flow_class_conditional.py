@@ -90,14 +90,16 @@ class ClassConditionalFlowPipeline(DiffusionPipeline):
         for label in class_labels:
             if isinstance(label, str):
                 if not by_name:
-                    raise ValueError(f"class {label!r}: this model has no class names; give numbers.")
+                    raise ValueError(f"class {label!r:.60}: this model has no class names; give numbers.")
                 if label.lower() not in by_name:
                     close = difflib.get_close_matches(label, self.id2label.values(), n=1, cutoff=0.4)
                     hint = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(self.id2label.values())}."
-                    raise ValueError(f"there is no class {label!r}; {hint}")
+                    raise ValueError(f"there is no class {label!r:.60}; {hint}")
                 label = by_name[label.lower()]
             if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < self.num_classes:
-                raise ValueError(f"class label {label!r} is not valid; give whole numbers from 0 to {self.num_classes - 1}.")
+                raise ValueError(
+                    f"class label {label!r:.60} is not valid; give whole numbers from 0 to {self.num_classes - 1}."
+                )
             ids.append(label)
         if not ids:
             raise ValueError("class_labels is empty; give at least one class.")

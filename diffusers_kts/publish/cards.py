@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..files import read_json
 from ..models import CLASS_CONDITIONAL, embedded_model
 
 KINDS = ("scheduler", *sorted(CLASS_CONDITIONAL), "space", "dataset")
@@ -44,7 +45,7 @@ class Results:
         if file not in self.read:
             if not path.is_file():
                 raise ValueError(f"{path} is missing, which the card cites; run the script in benchmarks/ that writes it.")
-            self.read[file] = json.loads(path.read_text())
+            self.read[file] = read_json(path, dict)
         value = self.read[file]
         for i, key in enumerate(keys):
             if not isinstance(value, dict) or key not in value:

@@ -1,7 +1,6 @@
 """Where a model is, what it is, and the images that it was trained on."""
 
 import hashlib
-import json
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from ..errors import brief
+from ..files import read_json
 from ..models import NAMES, REMEDY, check_model_name, embedded_model
 from ..pipelines.loading import load_pipeline, pipeline_class
 
@@ -87,8 +87,8 @@ def num_classes(folder: Path) -> int | None:
     try:
         if pipeline_class(folder) != "ClassConditionalFlowPipeline":
             return None
-        return int(json.loads((folder / "transformer" / "config.json").read_text())["num_embeds_ada_norm"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        return int(read_json(folder / "transformer" / "config.json", dict)["num_embeds_ada_norm"])
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"model {str(folder)!r} is no pipeline folder: it has no readable model_index.json ({brief(error)}); {REMEDY}."
         ) from error
@@ -96,7 +96,7 @@ def num_classes(folder: Path) -> int | None:
 
 def fingerprint(folder: Path) -> str:
     """SHA-256 over the names and contents of ``model_index.json`` and of every file of the components."""
-    index = json.loads((folder / "model_index.json").read_text())
+    index = read_json(folder / "model_index.json", dict)
     components = [name for name, value in index.items() if not name.startswith("_") and isinstance(value, list)]
     files = [folder / "model_index.json", *(path for name in components for path in (folder / name).rglob("*"))]
     digest = hashlib.sha256()

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ..errors import brief
 from ..files import parse_json
 from .columns import Scalar, carried
 from .settings import PromptSettings
@@ -164,7 +165,7 @@ def _read_parquet(path: Path, settings: PromptSettings) -> Iterator[Prompt]:
         for number, row in enumerate(rows, 1):
             yield _prompt(row, settings, f"{path}, row {number}")
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not readable Parquet ({error}).") from error
+        raise ValueError(f"{path} is not readable Parquet ({brief(error)}).") from error
 
 
 def _read_dataset(settings: PromptSettings) -> Iterator[Prompt]:
@@ -191,7 +192,7 @@ def _prompt(row: dict[str, Any], settings: PromptSettings, where: str) -> Prompt
         raise ValueError(f"{where} has no column {column!r}; its columns: {names}. Name it with --prompt-column.")
     text = row[column]
     if isinstance(text, bool) or not isinstance(text, (str, int)):
-        raise ValueError(f"{where}: the prompt is {text!r}; give text, or the number of a class.")
+        raise ValueError(f"{where}: the prompt is {text!r:.60}; give text, or the number of a class.")
     if isinstance(text, str) and not text.strip():
         raise ValueError(f"{where}: the prompt is empty; give text, or remove the row.")
     others = {name: value for name, value in row.items() if name != column}

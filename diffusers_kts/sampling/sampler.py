@@ -135,19 +135,21 @@ class Sampler:
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
         """Raises ValueError for a class or a column that the model does not take, with the number of the prompt."""
+        source = getattr(self.settings, "prompts", None)  # a file, where there is one
         for number, prompt in enumerate(prompts, 1):
+            where = f"{source}, prompt {number}" if source else f"prompt {number}"
             if untaken := [name for name in prompt.arguments if name not in self.parameters]:
-                raise ValueError(f"prompt {number} sets {untaken[0]}, which {self.name} does not take; remove that column.")
+                raise ValueError(f"{where} sets {untaken[0]}, which {self.name} does not take; remove that column.")
             if unused := [name for name in prompt.columns if name in self.parameters]:
                 raise ValueError(
-                    f"prompt {number} has a column {unused[0]}, an argument of {self.name} that is not read from rows; "
+                    f"{where} has a column {unused[0]}, an argument of {self.name} that is not read from rows; "
                     "give it with --pipeline-args, or give the column another name to carry it along."
                 )
             if self.subject == "class_labels":
                 try:
                     self.pipe.get_label_ids(prompt.text)
                 except ValueError as error:
-                    raise ValueError(f"prompt {number}: {error}") from error
+                    raise ValueError(f"{where}: {error}") from error
 
     def draw(
         self,
@@ -210,7 +212,9 @@ class Sampler:
         try:
             return self.draw(indices, prompts, **changes)
         except Exception as error:  # bad arguments, impossible sizes, no memory
-            raise ValueError(f"{self.name} does not run with these settings: {brief(error)}") from error
+            raise ValueError(
+                f"{self.name} of {self.settings.model} does not run with these settings: {brief(error)}"
+            ) from error
 
 
 def after_each_step(act: Callable[[dict[str, Any]], dict[str, Any] | None]) -> Callable[..., dict[str, Any]]:

@@ -286,6 +286,18 @@ def test_shards_of_other_programs(tmp_path):
     assert torch.equal(seen(tmp_path).permute(0, 2, 3, 1), torch.from_numpy(COLORS[:2]))
 
 
+@pytest.mark.parametrize("damage", ["cut", "header"])
+def test_a_shard_with_a_damaged_end_is_named(tmp_path, damage):
+    shard(tmp_path, [(f"{i}.png", png(COLORS[i])) for i in range(3)])
+    path = tmp_path / "shards" / "0.tar"
+    with tarfile.open(path) as tar:
+        last = tar.getmember("2.png").offset
+    data = path.read_bytes()
+    path.write_bytes(data[:last] if damage == "cut" else data[:last] + b"x" + data[last + 1 :])
+    with pytest.raises(ValueError, match=r"the shard .*0\.tar cannot be read .*damaged after 1"):
+        open_images(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("name", "data"), [("0.png", None), ("0.json", b"[" * 100_000), ("0.json", b"\xff"), ("0.json", b"[]")]
 )
