@@ -4,6 +4,8 @@ import difflib
 import sys
 from typing import Annotated, Any, NoReturn
 
+from ..errors import install
+
 EXTRAS = {"generate": "generate", "verify": "generate", "evaluate": "eval", "space": "space", "tune": "tune"}  # else demo
 
 LONGEST = 2000  # characters of an error
@@ -17,7 +19,7 @@ def _refuse(sentence: object) -> NoReturn:
 def _missing(error: ImportError) -> NoReturn:
     package = (error.name or "a package").partition(".")[0]
     extra = next((EXTRAS[word] for word in sys.argv[1:] if word in EXTRAS), "demo")
-    _refuse(f'{package} is missing; install what the command needs: pip install "diffusers-kts[{extra}]"')
+    _refuse(f"{package} is missing; install what the command needs: {install(extra)}")
 
 
 try:

@@ -55,8 +55,8 @@ class Checkpoint:
             except Exception as error:  # of the network or the Hub
                 raise ValueError(f"the checkpoint {name} cannot be fetched ({brief(error)}); {remedy}.") from error
         weights = sorted(folder.glob(WEIGHTS))
-        if lacking := [file for file in needed if not (folder / file).is_file()] or ([] if weights else [WEIGHTS]):
-            raise ValueError(f"the checkpoint {name} lacks {', '.join(lacking)} in {folder}; {remedy}.")
+        if missing := [file for file in needed if not (folder / file).is_file()] or ([] if weights else [WEIGHTS]):
+            raise ValueError(f"the checkpoint {name} misses {', '.join(missing)} in {folder}; {remedy}.")
         try:
             found = json.loads((folder / "config.json").read_text()).get("model_type")
         except (ValueError, AttributeError) as error:
@@ -72,8 +72,10 @@ class Checkpoint:
             ValueError: the weights are damaged, or not all there.
         """
         model, info = self._load(kind, dtype=torch.float32, output_loading_info=True)
-        if lacking := sorted(info["missing_keys"]):  # transformers would go on with random numbers
-            raise ValueError(f"the checkpoint {self.name} lacks {len(lacking)} weights, such as {lacking[0]}; fetch it again.")
+        if missing := sorted(info["missing_keys"]):  # transformers would take random numbers
+            raise ValueError(
+                f"the checkpoint {self.name} misses {len(missing)} weights, such as {missing[0]}; fetch it again."
+            )
         return model.to(device).eval()
 
     def processor(self) -> "Processor":

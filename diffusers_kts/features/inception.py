@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from ..errors import brief
+from ..errors import brief, install
 from .checkpoints import sha256
 from .feature_space import FeatureSpace
 from .frechet import FeatureStatistics, PrecisionRecall
@@ -39,13 +39,13 @@ class Inception:
 
     def __init__(self, weights: Path | None = None, device: torch.device | str = "cpu") -> None:
         path = weights or Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS
-        lacking = []
+        missing = []
         if importlib.util.find_spec("torch_fidelity") is None or importlib.util.find_spec("torchvision") is None:
-            lacking.append('torch-fidelity with torchvision is not installed (pip install "diffusers-kts[eval]").')
+            missing.append(f"torch-fidelity with torchvision is not installed ({install('eval')}).")
         if not path.is_file():
-            lacking.append(f"Inception's weights are not at {path}; put the file {ADDRESS} there.")
-        if lacking:
-            raise ValueError(" ".join(lacking))
+            missing.append(f"Inception's weights are not at {path}; put the file {ADDRESS} there.")
+        if missing:
+            raise ValueError(" ".join(missing))
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
         layers = [str(FEATURES), "logits_unbiased"]

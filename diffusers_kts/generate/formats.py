@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, Protocol
 
+from ..errors import install
 from ..sampling.columns import COLUMNS
 from .media import ENDINGS
 from .plan import Block
@@ -49,7 +50,7 @@ def check_packages(settings: GenerateSettings, video: bool) -> None:
     needed += ["imageio", "imageio_ffmpeg"] if video and settings.video == "mp4" else []
     for name in needed:
         if importlib.util.find_spec(name) is None:
-            raise ValueError(f'{name} is missing, which these settings need; pip install "diffusers-kts[generate]".')
+            raise ValueError(f"{name} is missing, which these settings need; {install('generate')}.")
 
 
 def block_writer(format: str, store: Store, block: Block, columns: Mapping[str, type]) -> BlockWriter:

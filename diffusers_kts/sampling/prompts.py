@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import brief
+from ..errors import brief, install
 from ..files import parse_json
 from .columns import Scalar, carried
 from .settings import PromptSettings
@@ -173,7 +173,7 @@ def _read_dataset(settings: PromptSettings) -> Iterator[Prompt]:
     try:
         import datasets
     except ImportError as error:
-        raise ValueError('--dataset needs the package datasets: pip install "diffusers-kts[generate]".') from error
+        raise ValueError(f"--dataset needs the package datasets: {install('generate')}.") from error
     try:
         rows = datasets.load_dataset(name, split=split)
     except Exception as error:  # whatever the Hub, the network or a damaged file make it raise
