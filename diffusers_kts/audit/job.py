@@ -21,7 +21,7 @@ from .. import __version__
 from ..errors import brief
 from ..features.choice import feature_space
 from ..features.feature_space import FeatureSpace
-from ..files import written_together
+from ..files import parse_json, written_together
 from ..images.training_images import load_images
 from ..kpe.trace import KPETrace
 from ..sampling.devices import usable_device
@@ -147,7 +147,7 @@ def _begin(settings: AuditSettings, manifest: dict[str, Any]) -> None:
         if MANIFEST not in held:
             raise FileExistsError(f"{output} is not empty (it holds {held[0]}); add --overwrite, or give another --output.")
         try:
-            begun = json.loads(path.read_text())
+            begun = parse_json(path.read_bytes(), dict)
             held_values = {(part, name): value for part, values in begun.items() for name, value in values.items()}
         except (ValueError, AttributeError) as error:
             raise ValueError(f"{path} is damaged ({brief(error)}); add --overwrite, or give another --output.") from error

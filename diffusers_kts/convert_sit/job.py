@@ -51,10 +51,13 @@ def run_convert_sit(settings: ConvertSiTSettings) -> Converted:
     """
     check_new(settings.output)
     state, training = read_weights(settings.weights)
-    check_training(training)
-    config = sit_config(state)
-    check_values(state)
-    unused_half = has_unused_half(state, config)
+    try:
+        check_training(training)
+        config = sit_config(state)
+        check_values(state)
+        unused_half = has_unused_half(state, config)
+    except ValueError as error:
+        raise ValueError(f"{settings.weights}: {error}") from error
     decoder = None if settings.no_vae else load_vae(settings.vae or VAE, config["in_channels"])
     names = class_names(settings.labels, config["num_embeds_ada_norm"])
     with init_empty_weights():

@@ -145,7 +145,7 @@ def _kept(picture: Picture, path: Path) -> dict[str, Any]:
         row["prompt"] = row["prompt"][0]
     for name, value in row.items():
         if not isinstance(value, KEPT[name]) or isinstance(value, bool):
-            raise ValueError(f"{name} of {picture.name} in {path} is {value!r:.60}; give {_named(KEPT[name])}.")
+            raise ValueError(f"{name} of {picture.name:.200} in {path} is {value!r:.60}; give {_named(KEPT[name])}.")
     return row
 
 
@@ -154,4 +154,4 @@ def _named(kind: type | tuple[type, ...]) -> str:
 
 
 def _unreadable(picture: Picture, path: Path, error: Exception) -> str:
-    return f"{picture.name} in {path} cannot be read as a picture ({brief(error)}); repair or remove it."
+    return f"{picture.name:.200} in {path} cannot be read as a picture ({brief(error)}); repair or remove it."

@@ -18,8 +18,11 @@ def pipeline_class(folder: Path) -> str:
     """
     try:
         name = read_json(folder / "model_index.json", dict)["_class_name"]
-        return name[-1] if isinstance(name, list) else str(name)  # a list is the file with the code, and the name
-    except (OSError, ValueError, LookupError) as error:
+        name = name[-1] if isinstance(name, list) else name  # a list is the file with the code, and the name
+        if not isinstance(name, str):
+            raise ValueError(f"_class_name is {name!r:.60}")
+        return name
+    except (ValueError, LookupError) as error:
         raise ValueError(f"{folder} is not a pipeline folder: model_index.json cannot be read ({error}).") from error
 
 

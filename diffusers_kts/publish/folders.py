@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ..errors import brief
 from ..files import read_json
 from ..models import CLASS_CONDITIONAL, NAMES, embedded_model
 from .cards import Card, card, write_card
@@ -115,7 +116,10 @@ def _write_scheduler(config: dict[str, Any], settings: PublishSettings, folder: 
     from ..schedulers.scheduling_kts_flow_match import KTSFlowMatchScheduler
 
     assert settings.shaping is not None  # the default is a preset
-    KTSFlowMatchScheduler.from_config(config, **settings.shaping.to_dict()).save_pretrained(folder)
+    try:
+        KTSFlowMatchScheduler.from_config(config, **settings.shaping.to_dict()).save_pretrained(folder)
+    except Exception as error:  # whatever a foreign configuration makes diffusers raise
+        raise ValueError(f"the scheduler of {settings.source} cannot be made ({brief(error)}); give another model.") from error
     (folder / f"{MODULE}.py").write_text(
         one_file("schedulers.scheduling_kts_flow_match", "KTSFlowMatchScheduler: shaped Euler steps for flow matching.")
     )

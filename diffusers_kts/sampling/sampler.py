@@ -90,7 +90,7 @@ class Sampler:
             if name not in self.parameters:
                 close = difflib.get_close_matches(name, self.parameters, n=1)
                 hint = f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(list(self.parameters)[1:])}."
-                raise ValueError(f"{self.name} takes no argument {name!r}; {hint}")
+                raise ValueError(f"pipeline_args sets {name!r:.60}, which {self.name} does not take; {hint}")
         return arguments | dict(s.pipeline_args)
 
     def _place(self, device: torch.device) -> None:

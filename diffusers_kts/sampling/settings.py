@@ -140,10 +140,15 @@ class Settings:
                 others = f"choose from {', '.join(known)}."
                 hint = f"did you mean {RENAMED.get(close[0], close[0])!r}?" if close else others
                 raise ValueError(f"{config or cls.__name__} has a setting {name!r}, which does not exist; {hint}")
-        for field in dataclasses.fields(cls):
-            if field.metadata["parse"] is not None and isinstance(values.get(field.name), (str, list)):
-                values[field.name] = field.metadata["parse"](values[field.name])
-        return cls(**values)
+        try:
+            for field in dataclasses.fields(cls):
+                if field.metadata["parse"] is not None and isinstance(values.get(field.name), (str, list)):
+                    values[field.name] = field.metadata["parse"](values[field.name])
+            return cls(**values)
+        except ValueError as error:
+            if config is None or str(error).startswith(tuple(given)):
+                raise
+            raise ValueError(f"{config}: {error}") from error
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -173,7 +173,9 @@ def test_a_foreign_file_ends_in_a_sentence(whole, tmp_path, monkeypatch, name):
             assert code in (0, 2, 3) and "Traceback" not in said, said
             if code == 2:
                 *_, last = said.strip().splitlines()
-                assert last.startswith("kts: ") and any(part in last for part in (*Path(name).parts, "labels.txt")), said
+                assert last.startswith("kts: ") and any(
+                    part in last for part in (*Path(name).parts, "labels.txt", "pipeline_args")
+                ), said
         assert all(file.read_bytes() == content for file, content in pictures.items())
 
     check()
