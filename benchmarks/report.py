@@ -18,6 +18,7 @@ TITLES = {
     "frontier": "Quality against memorization: KTS, touchdown, fewer steps",
     "memorization_score": "A memorization score from the trajectory alone",
     "text_to_image_shaping": "What shaping does to a text-to-image model",
+    "detector": "A detector of memorized samples",
     "tuning": "Settings that kts tune recommends",
     "adaptive": "Gains per sample: energy budget and turning",
 }

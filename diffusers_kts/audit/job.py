@@ -24,6 +24,7 @@ from ..features.feature_space import FeatureSpace
 from ..files import parse_json, written_together
 from ..images.training_images import load_images
 from ..kpe.trace import KPETrace
+from ..memorization.detector import MemorizationDetector
 from ..sampling.devices import usable_device
 from ..sampling.find import find_images, find_model, fingerprint, num_classes
 from ..sampling.prompts import Prompt, prompts_hash, read_prompts
@@ -37,6 +38,7 @@ from .verdict import verdict
 
 FILES = ("report.html", "report.json", "samples.parquet")
 MANIFEST, BLOCKS = "audit.json", "blocks"
+DETECTOR = "detector.safetensors"  # where there are enough samples of both kinds
 
 
 @dataclass
@@ -89,6 +91,7 @@ def run_audit(settings: AuditSettings, show_progress: bool = True) -> AuditResul
     with tqdm(desc="measuring", total=len(SAMPLERS), unit="sampler", disable=not show_progress) as bar:
         findings = measure(images, traces, yardsticks, _headings(settings), settings.threshold, settings.seed, bar.update)
     notes = _notes(settings, sampler, space, findings, training, yardsticks)
+    detector = _fit_detector(sampler, settings, findings["euler"], manifest, notes)
     words = verdict(findings, space.name)
     report = {
         "audit": manifest,
@@ -99,12 +102,16 @@ def run_audit(settings: AuditSettings, show_progress: bool = True) -> AuditResul
         "training_images": {"count": len(training), "distinct": len(yardsticks.distinct)},
         "reference": len(real),
         "samplers": {name: found.summary() for name, found in findings.items()},
+        "detector": None if detector is None else {"file": DETECTOR, "scores": detector.scores},
     }
-    with written_together(output, FILES) as partial:
+    with written_together(output, (*FILES, DETECTOR)) as partial:
+        if detector is not None:
+            detector.save(partial / DETECTOR)
         pq.write_table(_table(sampler, settings, findings), partial / "samples.parquet")
         (partial / "report.json").write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
         write_report(partial / "report.html", settings.model, findings, report, training)
-    return AuditResult(findings, words, report, [output / name for name in FILES], notes)
+    written = [*FILES] if detector is None else [*FILES, DETECTOR]
+    return AuditResult(findings, words, report, [output / name for name in written], notes)
 
 
 def _headings(settings: AuditSettings) -> dict[str, str]:
@@ -217,6 +224,20 @@ def _read(path: Path) -> dict[str, Batch] | None:
         traces = {name: KPETrace.load(path / f"{name}.kpe.safetensors") for name in DRAWN}
         return {name: Batch(images[name], traces.get(name)) for name in SAMPLERS}
     except (OSError, ValueError, KeyError, SafetensorError):
+        return None
+
+
+def _fit_detector(
+    sampler: AuditSampler, settings: AuditSettings, plain: Findings, manifest: Mapping[str, Any], notes: list[str]
+) -> MemorizationDetector | None:
+    """Fitted to the plain samples; None, with a note, where that is not possible."""
+    assert plain.trace is not None
+    about = {"model": manifest["sha256"]["model"], "guidance_scale": sampler.sampler.argument("guidance_scale")}
+    subjects = [sampler.subject(i) for i in range(settings.num_samples)]
+    try:
+        return MemorizationDetector.fit(plain.trace, plain.memorization.is_memorized, subjects, about)
+    except ValueError as error:
+        notes.append(f"No detector of memorized samples was fitted: {error}")
         return None
 
 

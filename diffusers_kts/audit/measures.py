@@ -1,6 +1,5 @@
 """What an audit finds in its samples: memorization, quality, energies, and whether a trajectory tells what is memorized."""
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ from ..features.feature_space import FeatureSpace
 from ..features.frechet import FeatureStatistics, PrecisionRecall, frechet_distance, precision_recall
 from ..kpe.trace import SETTLED, KPETrace
 from ..memorization.controls import net_displacement
+from ..memorization.detector import Z, auc_error
 from ..memorization.fraction import (
     Memorization,
     MemorizedFraction,
@@ -24,7 +24,6 @@ from ..memorization.neighbors import distinct_images
 from .sampling import SAMPLERS
 
 MANIFOLD_K = 3  # nearest neighbor that sets the radius in precision and recall, the paper's
-Z = 1.96  # of a 95 % interval
 _DECILES = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
 # a number per sample and trajectory, (B,); higher means nothing by itself: the AUC says which way it leans
 STATISTICS: dict[str, Callable[[KPETrace], torch.Tensor]] = {
@@ -184,7 +183,5 @@ def separate(values: torch.Tensor, is_memorized: torch.Tensor) -> Separation | N
     if not m or not n:
         return None
     auc = float(roc_auc_score(is_memorized.numpy(), values.numpy()))
-    q1, q2 = auc / (2 - auc), 2 * auc * auc / (1 + auc)
-    variance = (auc * (1 - auc) + (m - 1) * (q1 - auc * auc) + (n - 1) * (q2 - auc * auc)) / (m * n)
     medians = float(values[is_memorized].median()), float(values[~is_memorized].median())
-    return Separation(auc, math.sqrt(max(0.0, variance)), *medians)
+    return Separation(auc, auc_error(auc, m, n), *medians)

@@ -56,6 +56,7 @@ def write_report(
         separation_headings=[labels[name] for name in MAIN],
         separations=[{"name": key, "cells": [_auc(found[name], key) for name in MAIN]} for key in STATISTICS],
         details=_details(report),
+        detector=report["detector"],
     )
     path.write_text(html, encoding="utf-8")
 

@@ -3,6 +3,7 @@
 from ..lazy_exports import lazy_exports
 
 _EXPORTS = {
+    "MemorizationDetector": ".detector",
     "bootstrap_interval": ".fraction",
     "distinct_images": ".neighbors",
     "measure_memorization": ".fraction",

@@ -25,6 +25,8 @@ from diffusers_kts.audit.verdict import verdict
 from diffusers_kts.cli.app import app as commands
 from diffusers_kts.features.frechet import PrecisionRecall
 from diffusers_kts.gain import Gain
+from diffusers_kts.kpe.trace import KPETrace
+from diffusers_kts.memorization import detector
 from diffusers_kts.memorization.fraction import Memorization, paired_difference
 from diffusers_kts.memorization.neighbors import nearest_neighbors
 from diffusers_kts.sampling.prompts import Prompt
@@ -47,6 +49,25 @@ def audited(tmp_path_factory):
     """The folder of a finished audit, and what it returned."""
     folder = tmp_path_factory.mktemp("audit") / "out"
     return folder, run_audit(small(folder), show_progress=False)
+
+
+def test_a_detector_is_fitted_where_there_are_enough_of_both_kinds(audited, monkeypatch, tmp_path):
+    folder, result = audited
+    assert result.report["detector"] is None and any("No detector of memorized samples" in note for note in result.notes)
+    monkeypatch.setattr(detector, "FEWEST", 5)
+    result = run_audit(small(tmp_path / "out", num_samples=30, batch_size=30), show_progress=False)
+    fitted = detector.MemorizationDetector.load(tmp_path / "out" / "detector.safetensors")
+    assert (
+        result.report["detector"]["scores"] == fitted.scores
+        and "false alarms" in (tmp_path / "out" / "report.html").read_text()
+    )
+    plain = KPETrace.load(tmp_path / "out" / BLOCKS / "000000" / "euler.kpe.safetensors")
+    digest = result.report["audit"]["sha256"]["model"]
+    predicted = fitted.probability(plain, model=digest, guidance_scale=1.0)
+    hits = result.findings["euler"].memorization.is_memorized
+    assert predicted[hits].mean() > predicted[~hits].mean()
+    with pytest.raises(ValueError, match=r"guidance_scale 1\.0, this run has 2\.0"):
+        fitted.probability(plain, guidance_scale=2.0)
 
 
 def test_the_report_says_what_was_drawn(audited):
