@@ -20,6 +20,7 @@ TITLES = {
     "text_to_image_shaping": "What shaping does to a text-to-image model",
     "detector": "A detector of memorized samples",
     "tuning": "Settings that kts tune recommends",
+    "excess": "What the path energy measures, and its excess",
     "adaptive": "Gains per sample: energy budget and turning",
 }
 

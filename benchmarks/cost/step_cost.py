@@ -20,9 +20,9 @@ from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, St
 from benchmarks.cost import stopwatch
 from benchmarks.cost.stopwatch import race
 from diffusers_kts import PRESETS, KPEMonitorPipeline, KTSFlowMatchScheduler
+from diffusers_kts.euler_step import euler_step
 from diffusers_kts.kpe.recording import recording
 from diffusers_kts.kpe.sums import squared_norm
-from diffusers_kts.schedulers.euler_step import euler_step
 
 LATENTS = {"SD3-1024": (16, 128, 128), "FLUX-1024": (4096, 64), "Wan-480p x 21": (16, 21, 60, 104)}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

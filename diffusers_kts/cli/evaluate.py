@@ -31,9 +31,10 @@ def _print(found: "Evaluation") -> None:
         against = str(number.reference.get("n") or "") if number.reference else ""
         table.add_row(name, f"{number.value:.7g}", spread, str(number.n), against, number.extractor or "")
     rich.print(table)
-    for name, c in found.correlations.items():
-        interval = f"{c.low:+.3f} to {c.high:+.3f}"
-        print(f"Spearman of path energy with {name}: {c.rho:+.3f} ({interval}), p = {c.p_value:.2g}, n = {c.n}")
+    for energy, correlations in (("path energy", found.correlations), ("excess", found.excess_correlations)):
+        for name, c in correlations.items():
+            interval = f"{c.low:+.3f} to {c.high:+.3f}"
+            print(f"Spearman of {energy} with {name}: {c.rho:+.3f} ({interval}), p = {c.p_value:.2g}, n = {c.n}")
     for note in found.notes:
         print(f"Note: {note}")
     print("Written: " + ", ".join(str(path) for path in found.files))

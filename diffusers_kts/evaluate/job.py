@@ -28,7 +28,7 @@ from ..images.training_images import load_images
 from ..sampling.devices import usable_device
 from .correlation import Correlation, rank_correlation
 from .measures import Measured, Seen, look_at_reference, look_at_samples, measure
-from .plan import ENERGY, FRECHET, Inputs, Plan, make_plan
+from .plan import ENERGY, EXCESS, FRECHET, Inputs, Plan, make_plan
 from .reference_set import ReferenceSet, save_statistics
 from .settings import EvaluateSettings
 
@@ -44,6 +44,7 @@ class Evaluation:
         metrics (`dict[str, Measured]`): "precision-recall" gives "precision" and "recall", "fd" also "fd-precision" and
             "fd-recall".
         correlations (`dict[str, Correlation]`): Spearman's, of path energy with each score of a sample.
+        excess_correlations (`dict[str, Correlation]`): likewise, of `KPETrace.excess`, where it is known.
         samples (`dict[str, list]`): a row per sample: name, what it was asked to be, energies, scores.
         notes (`list[str]`): what was left out and why, and other remarks.
         report (`dict`): all of it but the samples, as in ``evaluation.json``.
@@ -52,6 +53,7 @@ class Evaluation:
 
     metrics: dict[str, Measured]
     correlations: dict[str, Correlation]
+    excess_correlations: dict[str, Correlation]
     samples: dict[str, list[Any]]
     notes: list[str]
     report: dict[str, Any]
@@ -103,14 +105,16 @@ def run_evaluate(s: EvaluateSettings, show_progress: bool = True) -> Evaluation:
             known = look_at_reference(inputs, plan, s.batch_size, bar.update)
             seen = look_at_samples(inputs, plan, where, s.batch_size, bar.update)
         found, rows = measure(inputs, plan, seen, known), _rows(inputs, seen)
-        correlations = _correlations(inputs, rows)
+        correlations = {column: _correlations(inputs.column(column), rows) for column in (ENERGY, EXCESS)}
         notes = plan.sentences() + _notes(inputs, plan, found, seen)
         report = {
             "images": {"path": str(s.images), "n": len(samples), "shape": list(samples.shape), "resize": samples.resize},
             "reference": None if s.reference is None else str(s.reference),
             "training_images": None if s.training_images is None else str(s.training_images),
             "metrics": {name: asdict(number) for name, number in found.items()},
-            "correlations": {f"{ENERGY} with {name}": asdict(number) for name, number in correlations.items()},
+            "correlations": {
+                f"{column} with {name}": asdict(number) for column, of in correlations.items() for name, number in of.items()
+            },
             "notes": notes,
             "device": str(where),
             "versions": {"diffusers-kts": __version__, "python": platform.python_version()} | _versions(),
@@ -120,7 +124,7 @@ def run_evaluate(s: EvaluateSettings, show_progress: bool = True) -> Evaluation:
             (partial / REPORT).write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
     if s.statistics is not None:
         save_statistics(s.statistics, {name: known.statistics[name] for name in plan.compared})
-    return Evaluation(found, correlations, rows, notes, report, files)
+    return Evaluation(found, correlations[ENERGY], correlations[EXCESS], rows, notes, report, files)
 
 
 def _files(s: EvaluateSettings) -> list[Path]:
@@ -163,13 +167,13 @@ def _rows(inputs: Inputs, seen: Seen) -> dict[str, list[Any]]:
     return columns
 
 
-def _correlations(inputs: Inputs, columns: dict[str, list[Any]]) -> dict[str, Correlation]:
+def _correlations(energies: np.ndarray, columns: dict[str, list[Any]]) -> dict[str, Correlation]:
     scores: dict[str, np.ndarray] = {n: np.array(columns[n]) for n in ("clip_score", "score") if n in columns}
     if "d1" in columns:
         scores["d1"] = np.array(columns["d1"])
         with np.errstate(divide="ignore", invalid="ignore"):  # a sample that equals two training images is left out
             scores["d1/d2"] = scores["d1"] / np.array(columns["d2"])
-    found = {name: rank_correlation(inputs.column(ENERGY), values) for name, values in scores.items()}
+    found = {name: rank_correlation(energies, values) for name, values in scores.items()}
     return {name: correlation for name, correlation in found.items() if correlation is not None}
 
 

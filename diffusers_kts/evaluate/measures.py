@@ -14,7 +14,7 @@ from ..features import inception as fidelity
 from ..features.frechet import FeatureStatistics, frechet_distance, precision_recall
 from ..memorization.fraction import THRESHOLD, Memorization, bootstrap_interval
 from ..memorization.neighbors import nearest_neighbors
-from .plan import ENERGY, FRECHET, PER_DIM, SPACE, Inputs, Plan
+from .plan import ENERGY, EXCESS, FRECHET, PER_DIM, SPACE, Inputs, Plan
 from .reference_set import Provenance
 
 QUANTILES = {"p10": 0.1, "median": 0.5, "p90": 0.9}
@@ -218,7 +218,7 @@ def _f_mem(seen: Seen) -> Measured:
 
 def _energy(inputs: Inputs) -> Measured:
     """Of the samples whose energy is known and finite."""
-    known = {name: inputs.column(name) for name in (PER_DIM, ENERGY, "path_energy_early", "path_energy_late")}
+    known = {name: inputs.column(name) for name in (PER_DIM, ENERGY, "path_energy_early", "path_energy_late", EXCESS)}
     known = {name: values[np.isfinite(values)] for name, values in known.items()}
     details = {name: {key: float(np.quantile(v, q)) for key, q in QUANTILES.items()} for name, v in known.items() if len(v)}
     values = known[PER_DIM]

@@ -30,7 +30,7 @@ FRECHET = ("fid", "fd-dinov2", "fd")  # for these, mean and covariance of the re
 FEWEST = {  # images of each kind; a split of the Inception Score that has one image scores 1, whatever it is
     "fid": 2, "fd-dinov2": 2, "fd": NEIGHBORS + 1, "precision-recall": NEIGHBORS + 1, "is": 2 * SPLITS,
 }  # fmt: skip
-ENERGY, PER_DIM = "path_energy_total", "per_dim"
+ENERGY, PER_DIM, EXCESS = "path_energy_total", "per_dim", "excess"
 
 
 @dataclass(frozen=True)

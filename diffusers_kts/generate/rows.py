@@ -44,7 +44,7 @@ class Rows:
             row: dict[str, Any] = {"index": index} | self._subject(prompt)
             row |= {"prompt_index": number, "candidate": index % s.images_per_prompt}
             row |= {"seed": s.seed, "generator_seed": sample_seed(s.seed, index)}
-            row |= {name: energies[name][position] for name in (*ENERGIES, "per_dim")}
+            row |= {name: energies[name][position] for name in (*ENERGIES, "per_dim", "excess") if name in energies}
             rows.append(row | constant | self._carried(prompt))
         return rows
 

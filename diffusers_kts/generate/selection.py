@@ -214,13 +214,14 @@ def _cat(drawn: list[Drawn]) -> Drawn:
 
 def _take(trace: KPETrace, rows: list[int]) -> KPETrace:
     gains = trace.gains if trace.gains.ndim == 1 else trace.gains[rows]
-    return dataclasses.replace(trace, power=trace.power[rows], gains=gains)
+    displacement = None if trace.displacement is None else trace.displacement[rows]
+    return dataclasses.replace(trace, power=trace.power[rows], gains=gains, displacement=displacement)
 
 
 def _joined(early: KPETrace, late: KPETrace) -> KPETrace:
-    """The record of a path that was walked in two parts."""
+    """The record of a path that was walked in two parts; the net displacement is not known of their lengths."""
     gains = torch.cat([early.gains, late.gains], -1)
     power, sigmas = torch.cat([early.power, late.power], 1), torch.cat([early.sigmas, late.sigmas[1:]])
     settings = late.settings | {"scheduler": KTSFlowMatchScheduler.__name__}
     t = torch.cat([early.t, late.t[1:]])
-    return dataclasses.replace(late, power=power, sigmas=sigmas, t=t, gains=gains, settings=settings)
+    return dataclasses.replace(late, power=power, sigmas=sigmas, t=t, gains=gains, settings=settings, displacement=None)

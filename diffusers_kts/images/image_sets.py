@@ -20,7 +20,7 @@ from .pictures import SUFFIXES, Picture, check_still, fitted, is_grey, turned_si
 # columns of an output's rows that are kept, with their type: what was asked for, and the energies
 KEPT: dict[str, type | tuple[type, ...]] = {
     "index": int, "prompt": str, "class_name": str, "path_energy_total": (int, float), "path_energy_early": (int, float),
-    "path_energy_late": (int, float), "per_dim": (int, float),
+    "path_energy_late": (int, float), "per_dim": (int, float), "excess": (int, float),
 }  # fmt: skip
 
 

@@ -21,7 +21,8 @@ STYLES = (("#000000", "-"), ("#0072B2", "--"), ("#D55E00", "-."), ("#009E73", (0
 def plot_power(traces: Mapping[str, "KPETrace"], ax: Axes | None = None) -> Axes:
     """Squared speed ``eta^2 ||v||^2`` against flow time, median and 10-90 % band of the samples, with eta in a panel below.
 
-    Each step is drawn as long as it lasts, so the area below a curve is twice the path energy.
+    Each step is drawn as long as it lasts, so the area below a curve is twice the path energy. The label names the median
+    share of the energy that is `KPETrace.excess`, where it is recorded.
 
     Args:
         traces (`Mapping[str, "KPETrace"]`): what to compare, by label.
@@ -45,6 +46,8 @@ def plot_power(traces: Mapping[str, "KPETrace"], ax: Axes | None = None) -> Axes
         power = trace.path_power.numpy()
         low, median, high = np.nanquantile(np.where(np.isfinite(power), power, np.nan), (0.1, 0.5, 0.9), axis=0)
         ax.fill_between(t, _hold(low), _hold(high), step="post", color=color, alpha=0.13, linewidth=0)
+        if trace.displacement is not None:
+            label += f" (excess {(trace.excess / trace.with_quadrature('left').path_energy.total).nanmedian():.1%})"
         ax.step(t, _hold(median), where="post", color=color, linestyle=line, label=label, linewidth=1.6)
         if trace.settings.get("touchdown") is not None:
             ax.plot(t[-2], median[-1], "o", color=color, markersize=5)  # from here one step to the end

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ..euler_step import euler_step
 from ..flow_coordinates import flow_times
 from .sums import distance, squared_norm
 from .trace import KPETrace
@@ -36,6 +37,8 @@ class Run:
         speeds: `Speed` of each step.
         gains: gain of each step, a float or (B,).
         last_velocity: kept while the turn is recorded.
+        moved: (B, ...) sum of the displacements, while they are recorded from the first step on.
+        displacement: (B,) its norm, once the run has ended.
     """
 
     settings: Mapping[str, Any]
@@ -48,6 +51,8 @@ class Run:
     speeds: list[Speed] = field(default_factory=list)
     gains: list[Any] = field(default_factory=list)
     last_velocity: torch.Tensor | None = None
+    moved: torch.Tensor | None = None
+    displacement: torch.Tensor | None = None
 
     @property
     def power(self) -> torch.Tensor:
@@ -59,6 +64,14 @@ class Run:
         """(B, n), or None if a step has none."""
         turns = [speed.turn for speed in self.speeds if speed.turn is not None]
         return torch.stack(turns, 1) if len(turns) == len(self.speeds) else None
+
+    def net_displacement(self) -> torch.Tensor | None:
+        """(B,), or None if it is not recorded."""
+        return self.displacement if self.moved is None else squared_norm(self.moved).sqrt()
+
+    def close(self) -> None:
+        """The run has ended: what only a further step would need is let go."""
+        self.displacement, self.moved, self.last_velocity = self.net_displacement(), None, None
 
 
 class KPERecorder:
@@ -73,6 +86,8 @@ class KPERecorder:
         runs: what was recorded, the present run last.
         record_turn: whether to record the turn of the velocity, too, for which one velocity is kept until the run ends;
             set it before the run.
+        record_displacement: whether to record how far each sample was moved in all, for which the sum of the displacements
+            is kept until the next run begins: one latent in fp32. Likewise.
     """
 
     def __init__(self, stream: str = "scheduler") -> None:
@@ -80,6 +95,7 @@ class KPERecorder:
         self.session: list[KPERecorder] | None = None
         self.runs: list[Run] = []
         self.record_turn = False
+        self.record_displacement = False
         self._warned = False
 
     @property
@@ -90,7 +106,7 @@ class KPERecorder:
     def begin(self, run: Run) -> None:
         """A run begins: the scheduler's `set_timesteps` was called."""
         for last in self.runs[-1:]:
-            last.last_velocity = None
+            last.close()
         if self.session is None:
             self.runs = []
         elif self.runs and not self.runs[-1].speeds:
@@ -110,13 +126,21 @@ class KPERecorder:
         turn = distance(v, run.last_velocity) if known else torch.zeros_like(power)  # type: ignore[arg-type]
         return Speed(power, turn)
 
-    def record(self, v: torch.Tensor, speed: Speed, begin: float, end: float, gain: Any = 1.0) -> None:
-        """One step was made along ``v`` from noise level ``begin`` to ``end``, scaled by ``gain``, a float or (B,)."""
+    def record(self, v: torch.Tensor, speed: Speed, begin: float, end: float, gain: Any = 1.0, factor: Any = None) -> None:
+        """One step was made along ``v`` from noise level ``begin`` to ``end``, scaled by ``gain``, a float or (B,).
+
+        It moved the sample by ``factor * v``; by default by ``gain * (begin - end) * v``, towards the data as a velocity
+        ``dx/d(1 - t)`` counts it.
+        """
         run, d = self.runs[-1], math.prod(v.shape[1:])
         if run.speeds and (run.d != d or run.speeds[0].power.shape != speed.power.shape):
             # other samples without set_timesteps
             self.begin(Run(run.settings, run.tau_split, run.invert_sigmas, run.quadrature))
             run = self.runs[-1]
+        if self.record_displacement and (run.moved is not None or not run.speeds):
+            run.moved = _moved(run.moved, v.detach(), gain * (begin - end) if factor is None else factor)
+        else:
+            run.moved = run.displacement = None
         run.d = d
         run.begins.append(begin)
         run.ends.append(end)
@@ -134,9 +158,10 @@ class KPERecorder:
         gain: Any = 1.0,
         power: torch.Tensor | None = None,
         speed: Speed | None = None,
+        factor: Any = None,
     ) -> None:
         """`measure` a step, unless its ``speed`` has been measured, and `record` it."""
-        self.record(v, speed or self.measure(v, power), begin, end, gain)
+        self.record(v, speed or self.measure(v, power), begin, end, gain, factor)
 
     def so_far(self, present: Speed) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Power, gains and turn (if recorded) of the steps of this run and of the present one, each (B, n), on the device of
@@ -154,20 +179,26 @@ class KPERecorder:
         It is recorded as the power and gain (B,) that give the same energies over the interval of the schedule.
         """
         dt, gain = token_dt.detach(), torch.as_tensor(gain).detach()
-        v = v.detach() * (dt / max(abs(end - begin), torch.finfo(torch.float32).tiny)).sqrt()
-        power = squared_norm(v)
-        self.observe(v, begin, end, torch.where(power > 0, squared_norm(gain * v) / power, 1.0).sqrt(), power)
+        interval = max(abs(end - begin), torch.finfo(torch.float32).tiny)
+        v = v.detach() * (dt / interval).sqrt()
+        power, factor = squared_norm(v), gain * (dt * interval).sqrt()
+        self.observe(v, begin, end, torch.where(power > 0, squared_norm(gain * v) / power, 1.0).sqrt(), power, factor=factor)
 
     def end_run(self) -> None:
         """No further step is planned: what only the next one would need is let go."""
         self.runs[-1].last_velocity = None
+
+    def close(self) -> None:
+        """No further step will be made, also where fewer were than planned."""
+        for run in self.runs:
+            run.close()
 
     def trace(self, number: int = -1) -> KPETrace | None:
         """The record so far of a run; reads the device once. Warns once about velocities that were not finite."""
         run = self.runs[number] if self.runs else None
         if run is None or not run.speeds:
             return None
-        power, turn = run.power.cpu(), run.turn
+        power, turn, displacement = run.power.cpu(), run.turn, run.net_displacement()
         ends = torch.tensor(run.ends)
         sigmas = torch.tensor([*run.begins, run.ends[-1]])
         if any(isinstance(gain, torch.Tensor) for gain in run.gains):
@@ -187,6 +218,7 @@ class KPERecorder:
             settings=dict(run.settings),
             quadrature=run.quadrature,
             turn=None if turn is None else turn.cpu(),
+            displacement=None if displacement is None else displacement.cpu(),
             ends=None if torch.equal(ends, sigmas[1:]) else ends,
         )
         self._warn(trace)
@@ -213,10 +245,20 @@ class KPERecorder:
         """A copy records on its own: lists are copied, the tensors in them never change."""
         number = 1 + (len(self.session) if self.session is not None else 0)
         twin = KPERecorder(f"{self.stream} copy {number}" if self.session is not None else self.stream)
-        twin.runs, twin.record_turn = [copy.copy(run) for run in self.runs[-1:]], self.record_turn
+        twin.runs = [copy.copy(run) for run in self.runs[-1:]]
+        twin.record_turn, twin.record_displacement = self.record_turn, self.record_displacement
         for run in twin.runs:
             run.begins, run.ends, run.speeds, run.gains = list(run.begins), list(run.ends), list(run.speeds), list(run.gains)
         twin.session = self.session
         if self.session is not None:
             self.session.append(twin)
         return twin
+
+
+def _moved(so_far: torch.Tensor | None, v: torch.Tensor, factor: Any) -> torch.Tensor:
+    """(B, ...) the sum of displacements and of the next, ``factor * v``, in at least fp32."""
+    if so_far is None:
+        so_far = torch.zeros_like(v, dtype=torch.promote_types(v.dtype, torch.float32))
+    if isinstance(factor, torch.Tensor) and factor.ndim == 1:
+        factor = factor.reshape(-1, *(1,) * (v.ndim - 1))
+    return euler_step(so_far, v, factor)

@@ -99,17 +99,19 @@ def recording(pipeline: Any, record_turn: bool = False) -> Iterator[Session]:
     finally:
         for undo in restore:
             undo()
+        for recorder in session.recorders:
+            recorder.close()
 
 
 def attach(scheduler: Any, name: str, session: Session, record_turn: bool = False) -> Callable[[], None]:
     """Let one scheduler record into ``session`` under ``name``; the result puts it back as it was."""
     if hasattr(scheduler, "recorder"):  # a KTS scheduler, or one that records already
         recorder: KPERecorder = scheduler.recorder
-        before = recorder.stream, recorder.session, recorder.record_turn
+        before = recorder.stream, recorder.session, recorder.record_turn, recorder.record_displacement
         recorder.stream, recorder.session, recorder.runs = name, session.recorders, []
 
         def undo() -> None:
-            recorder.stream, recorder.session, recorder.record_turn = before
+            recorder.stream, recorder.session, recorder.record_turn, recorder.record_displacement = before
             recorder.runs = recorder.runs[-1:]
     else:
         cls, replaced = scheduler.__class__, {name: vars(scheduler).pop(name) for name in METHODS if name in vars(scheduler)}
@@ -123,6 +125,7 @@ def attach(scheduler: Any, name: str, session: Session, record_turn: bool = Fals
             for attribute in ("recorder", "recorded_schedule"):
                 vars(scheduler).pop(attribute, None)
 
+    recorder.record_displacement = True
     recorder.record_turn |= record_turn
     session.recorders.append(recorder)
     return undo

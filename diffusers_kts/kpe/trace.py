@@ -25,6 +25,7 @@ SUFFIX = ".safetensors"
 QUADRATURES = ("left", "trapezoid")
 DECIDED, SETTLED = 0.5, 0.9  # flow times: before the one `settling` looks for movement, from the other on for rest
 LATE_START = 0.02  # a record that begins after this flow time does not hold the launch (img2img, inpainting, custom sigmas)
+TENSORS = ("power", "sigmas", "t", "gains", "turn", "ends", "displacement")
 ABOUT: dict[str, Any] = {"tau_split": (int, float), "d": int, "stream": str, "run": int, "settings": dict, "quadrature": str}
 
 
@@ -66,6 +67,9 @@ class KPETrace:
         settings: scheduler class and shaping settings.
         quadrature: "left" (Euler) or "trapezoid" (Heun, multistep).
         turn: (B, N) ``||v_i - v_{i-1}||``, 0 at the first evaluation; recorded on request, see `KPERecorder`.
+        displacement: (B,) net displacement ``||sum_i eta_i dt_i v_i||`` of the sampler's own steps, whatever a pipeline pastes
+            into the latents between them; recorded in monitored calls, otherwise on request, see `KPERecorder`. Units: latent
+            units, in flow coordinates.
         ends: (N,) noise level where each step ended, if the run went back (Restart sampling, RePaint) and these are not the
             levels of the next evaluations; otherwise None.
 
@@ -85,6 +89,7 @@ class KPETrace:
     quadrature: str = "left"
     turn: torch.Tensor | None = None
     ends: torch.Tensor | None = None
+    displacement: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         steps = self.power.shape[-1]
@@ -95,6 +100,10 @@ class KPETrace:
             )
         if self.turn is not None and self.turn.shape != self.power.shape:
             raise ValueError(f"turn is {tuple(self.turn.shape)}, power {tuple(self.power.shape)}; give the same shape.")
+        if self.displacement is not None and self.displacement.shape != self.power.shape[:1]:
+            raise ValueError(
+                f"displacement is {tuple(self.displacement.shape)}; give one number for each of {len(self)} samples."
+            )
         if self.ends is not None and len(self.ends) != steps:
             raise ValueError(f"ends is {tuple(self.ends.shape)}; give one level for each of the {steps} steps.")
         if self.quadrature not in QUADRATURES:
@@ -154,6 +163,42 @@ class KPETrace:
         """(B,) total path energy per latent dimension."""
         return self.path_energy.total / self.d
 
+    @property
+    def excess(self) -> torch.Tensor:
+        """(B,) path energy beyond that of the straight, even way to the same place, ``E - ||displacement||^2 / (2 T)``, where
+        ``T`` is the flow time of all steps: never negative, but for rounding (Cauchy-Schwarz), and 0 on a constant field.
+
+        ``E`` is the left sum here whatever the `quadrature`, since the displacement is one: for solvers of second order it
+        differs from `path_energy`. Tokens whose own steps cover less time than the schedule's count what they rest, too.
+        Not from the paper.
+
+        Raises:
+            ValueError: the displacement was not recorded.
+        """
+        if self.displacement is None:
+            raise ValueError(
+                "the displacement was not recorded; measure with KPECallback(pipe) or KPEMonitorPipeline, or set "
+                "record_displacement = True on the scheduler before the run."
+            )
+        left = self.with_quadrature("left")
+        power, covered = left.path_power.double(), left.weights
+        straight = self.displacement.double() ** 2 / covered.sum().clamp(min=torch.finfo(torch.float64).tiny)
+        return ((power @ covered - straight) / 2).to(self.power.dtype)
+
+    @property
+    def excess_per_dim(self) -> torch.Tensor:
+        """(B,) `excess` per latent dimension."""
+        return self.excess / self.d
+
+    def with_quadrature(self, quadrature: str) -> "KPETrace":
+        """The same record, its powers added up by another rule: "left", as the reference code does after Heun's steps too, or
+        "trapezoid".
+
+        Raises:
+            ValueError: the rule is not known.
+        """
+        return replace(self, quadrature=quadrature)
+
     def estimate_change(self, start: float = 0.0, end: float = 1.0) -> torch.Tensor:
         """(B,) length of the way that the data estimate ``x + (1 - t) v`` goes from flow time ``start`` up to ``end``,
         ``sum_i (1 - t_i) ||v_i - v_{i-1}||``: exact for plain Euler steps.
@@ -205,6 +250,8 @@ class KPETrace:
             for part in ("total", "early", "late"):
                 columns[f"{name}_{part}"] = getattr(energy, part).tolist()
         columns["per_dim"] = self.per_dim.tolist()
+        if self.displacement is not None:
+            columns |= {"displacement": self.displacement.tolist(), "excess": self.excess.tolist()}
         if self.turn is not None:
             columns["settling"] = self.settling.tolist()
         columns["nonfinite_step"] = self.nonfinite.tolist()
@@ -243,7 +290,7 @@ class KPETrace:
                 "with trace.to_pandas().to_csv(...)."
             )
         about = json.dumps({name: getattr(self, name) for name in ABOUT})
-        tensors = {name: getattr(self, name) for name in ("power", "sigmas", "t", "gains", "turn", "ends")}
+        tensors = {name: getattr(self, name) for name in TENSORS}
         tensors = {name: value.contiguous() for name, value in tensors.items() if value is not None}
         metadata = {"format": FORMAT, "version": FORMAT_VERSION, "trace": about, "sha256": _checksum(tensors, about)}
         write_whole(path, save(tensors, metadata=metadata))
@@ -293,15 +340,16 @@ class KPETrace:
             raise ValueError("there is no trace to join; give at least one.")
         first = traces[0]
         for other in traces[1:]:
-            same = first.d == other.d and first.settings == other.settings and (first.turn is None) == (other.turn is None)
+            same = first.d == other.d and first.settings == other.settings
+            same &= all((getattr(first, name) is None) == (getattr(other, name) is None) for name in ("turn", "displacement"))
             if not same or not torch.equal(first.sigmas, other.sigmas) or not _equal(first.ends, other.ends):
                 raise ValueError("the traces differ in schedule, size or settings; join records of the same sampler only.")
         gains = first.gains
         if gains.ndim == 2:
             gains = torch.cat([trace.gains for trace in traces])
-        power = torch.cat([trace.power for trace in traces])
-        turn = None if first.turn is None else torch.cat([trace.turn for trace in traces if trace.turn is not None])
-        return replace(first, power=power, gains=gains, turn=turn)
+        rows = {name: [getattr(trace, name) for trace in traces] for name in ("power", "turn", "displacement")}
+        joined: dict[str, Any] = {name: torch.cat(parts) for name, parts in rows.items() if parts[0] is not None}
+        return replace(first, gains=gains, **joined)
 
 
 def quadrature_weights(sigmas: torch.Tensor, quadrature: str = "left", ends: torch.Tensor | None = None) -> torch.Tensor:

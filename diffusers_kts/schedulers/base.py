@@ -360,3 +360,14 @@ class KTSSchedulerMixin:
     @record_turn.setter
     def record_turn(self, value: bool) -> None:
         self.recorder.record_turn = bool(value)
+
+    @property
+    def record_displacement(self) -> bool:
+        """Whether runs also record how far samples move in all, which `KPETrace.excess` needs, as in a monitored pipeline they
+        do. It costs a pass over the velocity in each step, and one latent in fp32, kept until the next run; otherwise as
+        `record_turn`."""
+        return self.recorder.record_displacement
+
+    @record_displacement.setter
+    def record_displacement(self, value: bool) -> None:
+        self.recorder.record_displacement = bool(value)

@@ -9,9 +9,9 @@ from collections.abc import Callable
 
 import torch
 
+from ..euler_step import euler_step
 from ..flow_coordinates import wide_dtype
 from ..kpe.sums import rows_of, squared_norm
-from .euler_step import euler_step
 
 NO_COMPILER = ("InvalidCxxCompiler", "TritonMissing", "GPUTooOldForTriton", "CUDACompileError")
 

@@ -6,12 +6,12 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteSchedulerOutput
 
+from ..euler_step import euler_step
 from ..gain import is_number
 from ..kpe.recorder import Speed
 from ..shaping import SHAPING
 from .adaptive_gain import budget_factor, decided
 from .base import Setting, shaped_init
-from .euler_step import euler_step
 from .scheduling_kts_flow_match import KTSFlowMatchScheduler
 
 ADAPTIVE = {"energy_budget": None, "max_gain": 1.0, "turning": None, "turning_from": 0.5, "turning_action": "touchdown"}

@@ -7,11 +7,11 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteSchedulerOutput
 
+from ..euler_step import euler_step
 from ..flow_coordinates import flow_sigma, shaped_step, snap
 from ..kpe.levels import Levels
 from ..kpe.sums import token_intervals
 from .base import KTSSchedulerMixin, has_settings, shaped_init
-from .euler_step import euler_step
 from .fused import fused_step
 from .shaping_plan import ShapingPlan
 

@@ -60,7 +60,7 @@ def _half(sampler: str, drawn: "Drawn", training: "torch.Tensor | None", i: int,
 
 
 def _nearest(drawn: "Drawn", training: "torch.Tensor | None", i: int) -> str:
-    energy = f"<span>energy {drawn.trace.per_dim[i]:.3f}</span>"
+    energy = f"<span>energy {drawn.trace.per_dim[i]:.3f}, excess {drawn.trace.excess_per_dim[i]:.3f}</span>"
     if drawn.found is None or training is None:
         return f'<div class="facts">{energy}</div>'
     first, second = drawn.found.indices[i].tolist()
@@ -76,9 +76,9 @@ def _table(results: Mapping[str, "Drawn"]) -> str:
     """A column per sampler, which fits a phone."""
     rows = dict[str, list[str]]()
     for drawn in results.values():
-        energy = drawn.trace.path_energy.per_dim
+        energy, excess = drawn.trace.path_energy.per_dim, drawn.trace.excess_per_dim
         numbers = {"network calls": str(drawn.trace.num_steps)}
-        parts = {"energy per dim": energy.total, "early": energy.early, "late": energy.late}
+        parts = {"energy per dim": energy.total, "early": energy.early, "late": energy.late, "excess": excess}
         numbers |= {name: f"{value.nanmean():.3f}" for name, value in parts.items()}
         if drawn.found is not None:
             numbers["memorized"] = f"{drawn.found.f_mem.count} of {drawn.found.f_mem.n}"

@@ -15,7 +15,7 @@ from diffusers_kts.memorization.controls import net_displacement
 
 SLICE = Path(__file__).parents[1] / "data" / "fashion_mnist_slice.npz"
 SCIENCE = ("fashion_mnist", "laboratory", "judge", "paper_tables", "frontier", "memorization_score", "tuning", "adaptive")
-SCRIPTS = ("report", "cost.step_cost", *(f"science.{name}" for name in SCIENCE))
+SCRIPTS = ("report", "cost.step_cost", "science.excess", *(f"science.{name}" for name in SCIENCE))
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +142,16 @@ def test_the_scripts_write_their_sections_and_draw_nothing_twice(bench, monkeypa
     assert "seed=" not in capsys.readouterr().out
     assert again["models"] == score["models"]
     assert (tmp_path / "results" / "memorization_score.md").read_text() == text
+
+
+def test_the_excess_of_an_embedded_model_is_measured(bench, monkeypatch, tmp_path):
+    small = ("--num-samples", 60, "--seeds", 3, "--num-inference-steps", 10, "--output", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["excess", *map(str, small)])
+    bench.excess.main()
+    result = json.loads((tmp_path / "results" / "excess.json").read_text())
+    assert 0 < result["excess_share"] < 0.1 and 0 < result["memorized"] < 1
+    assert result["scores"]["displacement"]["spearman_with_path_energy"]["value"] > 0.9
+    assert result["scores"]["excess"]["spearman_with_density"]["high"] < 0
 
 
 def test_tuning_writes_its_section(bench, monkeypatch, tmp_path, cache):

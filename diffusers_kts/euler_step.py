@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from ..flow_coordinates import wide_dtype
+from .flow_coordinates import wide_dtype
 
 
 def euler_step(sample: torch.Tensor, v: torch.Tensor, displacement: Any) -> torch.Tensor:
