@@ -3,10 +3,12 @@
 from typing import Any
 
 import torch
-from diffusers import FlowMatchHeunDiscreteScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
 from diffusers.schedulers.scheduling_flow_match_heun_discrete import FlowMatchHeunDiscreteSchedulerOutput
 
 from ..flow_coordinates import wide_dtype
+from ..shaping import SHAPING
+from .base import Setting, shaped_init
 from .scheduling_kts_flow_match import KTSFlowMatchScheduler
 
 
@@ -14,8 +16,8 @@ class KTSFlowMatchHeunScheduler(KTSFlowMatchScheduler, FlowMatchHeunDiscreteSche
     """Heun's steps along ``dx/dt = eta(t) v(x, t)``. Order 2, two network evaluations a step, one for the last.
 
     Predictor ``x' = x_i + eta_i dt v_i``; corrector ``x_{i+1} = x_i + dt (eta_i + eta_{i+1})/2 (v_i + v'_{i+1})/2``, the form
-    of the paper's reference code. The last step, to sigma 0, is Euler's. Gains that jump ("constant" shapes) make the one step
-    over the jump first-order.
+    of the paper's reference code. The last step, to sigma 0, is Euler's, as in diffusers; ``correct_last_step`` corrects it
+    too, as that code does. Gains that jump ("constant" shapes) make the one step over the jump first-order.
 
     Takes `sigmas`, `mu` and `timesteps`, which `FlowMatchHeunDiscreteScheduler` does not, and thus drops into FLUX and SD3;
     with shaping off, steps are bit-equal to it on the same sigmas. As there, `timesteps` and `sigmas` name every level but the
@@ -27,7 +29,13 @@ class KTSFlowMatchHeunScheduler(KTSFlowMatchScheduler, FlowMatchHeunDiscreteSche
         >>> scheduler.gains.tolist()  # of three evaluations in two steps
         [1.0, 1.1, 1.1]
 
-    Source: arXiv 2602.07928, except ``touchdown``, which is ours. Arguments are those of `KTSFlowMatchScheduler`.
+    Source: arXiv 2602.07928, except ``touchdown``, which is ours.
+
+    Args:
+        correct_last_step (`bool`, defaults to False): whether the last step is corrected, too, by one more evaluation, at
+            ``t = 1``, which has a gain too. A touchdown is one whole step, never corrected.
+
+    All other arguments are those of `KTSFlowMatchScheduler`.
 
     Raises:
         ValueError: as there; or per-token timesteps, for which there is `KTSFlowMatchScheduler`; or ``s_churn`` with shaping.
@@ -38,6 +46,9 @@ class KTSFlowMatchHeunScheduler(KTSFlowMatchScheduler, FlowMatchHeunDiscreteSche
     quadrature = "trapezoid"
     stride = 2
     order = 2
+    setting_names = (*SHAPING, "correct_last_step")
+    correct_last_step = Setting()
+    __init__ = shaped_init(FlowMatchEulerDiscreteScheduler, correct_last_step=False)  # type: ignore[assignment]
     prev_derivative: Any
     dt: Any
     sample: Any
@@ -97,10 +108,14 @@ class KTSFlowMatchHeunScheduler(KTSFlowMatchScheduler, FlowMatchHeunDiscreteSche
         return self.plan.is_off and torch.float64 not in (sample.dtype, v.dtype) and self.plan.levels[index] > 0
 
     def lay_out_evaluations(self) -> None:
-        """Also name every level but the first twice."""
+        """Also name every level but the first twice; the last, sigma 0, where its step is corrected."""
         super().lay_out_evaluations()
         self.sigmas = torch.cat([self.sigmas[:1], self.sigmas[1:-1].repeat_interleave(2), self.sigmas[-1:]])
         self.timesteps = torch.cat([self.timesteps[:1], self.timesteps[1:].repeat_interleave(2)])
+        if self.config.correct_last_step and self.config.touchdown is None:
+            at_the_end = (self.sigmas[-1:] * self.config.num_train_timesteps).to(self.timesteps)
+            self.timesteps = torch.cat([self.timesteps, at_the_end])
+            self.sigmas = torch.cat([self.sigmas, self.sigmas[-1:]])
 
     def _shaped_step(self, index: int, v: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
         dtype, plan, scales = wide_dtype(sample, v), self.plan, self.schedule.scales

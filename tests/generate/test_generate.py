@@ -253,7 +253,8 @@ def test_screening_walks_the_same_path_with_fewer_calls(tmp_path, models, prompt
     whole = {row["index"]: row for row in rows_of(tmp_path / "full")}
     for row in rows_of(tmp_path / "screened"):
         if row["index"] in whole:
-            assert row == whole[row["index"]]
+            # the net displacement is not known of those of two parts
+            assert row == {name: value for name, value in whole[row["index"]].items() if name != "excess"}
             name = row["file_name"]
             assert (tmp_path / "screened" / name).read_bytes() == (tmp_path / "full" / name).read_bytes()
     steps = pd.read_parquet(tmp_path / "screened/traces/000000.parquet")

@@ -169,21 +169,38 @@ def test_heun_off_is_bit_equal_to_the_stock_one(dtype, shift):
     assert torch.equal(*ends)
 
 
-def test_heun_is_the_paper_s():
-    ours = KTSFlowMatchHeunScheduler(alpha_0=0.3, beta_0=0.04)
+@pytest.mark.parametrize("corrected", [False, True])
+def test_heun_is_the_paper_s(corrected):
+    ours = KTSFlowMatchHeunScheduler(alpha_0=0.3, beta_0=0.04, correct_last_step=corrected)
+    ours = KTSFlowMatchHeunScheduler.from_config(ours.config)
     ours.set_timesteps(sigmas=[1 - i / 6 for i in range(6)])
     sigmas = ours.sigmas[[0, 1, 3, 5, 7, 9, 11]].double()
-    assert len(ours.timesteps) == 11 and sigmas.tolist() == pytest.approx([1 - i / 6 for i in range(7)])
-    x, eta = noise(), ours.gain
+    assert len(ours.timesteps) == 11 + corrected and sigmas.tolist() == pytest.approx([1 - i / 6 for i in range(7)])
+    x, eta, energy = noise(), ours.gain, 0.0
     for i in range(6):
         t, dt = 1 - sigmas[i], sigmas[i + 1] - sigmas[i]
         first = field(x, t)
-        if i < 5:
+        energy = energy - dt / 2 * eta(t) ** 2 * first.flatten(1).square().sum(1)
+        if i < 5 or corrected:
             second = field(x + eta(t) * dt * first, t - dt)
             x = x + dt * (eta(t) + eta(t - dt)) / 2 * (first + second) / 2
         else:
             x = x + eta(t) * dt * first
     torch.testing.assert_close(run(ours, noise()), x, rtol=1e-9, atol=1e-9)
+    left = ours.kpe.with_quadrature("left").path_energy.total
+    torch.testing.assert_close(left, energy.to(left.dtype), rtol=1e-6, atol=0)
+
+
+def test_a_corrected_last_step_ends_nearer_and_leaves_a_touchdown_whole():
+    def end(n, **settings):
+        scheduler = KTSFlowMatchHeunScheduler(**OFF, **settings)
+        scheduler.set_timesteps(sigmas=[1 - i / n for i in range(n)])
+        return run(scheduler, noise())
+
+    exact = end(400)
+    far, near = ((end(20, correct_last_step=corrected) - exact).norm() for corrected in (False, True))
+    assert near < 0.8 * far
+    assert torch.equal(end(20, touchdown=0.7, correct_last_step=True), end(20, touchdown=0.7))
 
 
 @pytest.mark.parametrize("cls", [KTSFlowMatchHeunScheduler, *MULTISTEP])
