@@ -53,7 +53,8 @@ samples).{screening}
 Each row has the prompt or class, the seed (`generator_seed` draws the same noise alone), the sampler's settings, and the
 kinetic path energy `E = 1/2 sum_i ||v_i||^2 |sigma_(i+1) - sigma_i|` in squared latent units: `path_energy_*` of the motion
 that happened, `model_energy_*` of the network's own field, each in total, before `tau_split` (early) and after it (late);
-`per_dim` is `path_energy_total` per latent dimension. Source: arXiv 2602.07928, measured with diffusers-kts.
+`per_dim` is `path_energy_total` per latent dimension. Source: arXiv 2602.07928, measured with diffusers-kts. `excess`, not
+from the paper, is the path energy beyond that of the straight, even way to the same place.
 {candidates}
 ## Settings
 
