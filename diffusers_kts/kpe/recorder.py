@@ -86,8 +86,8 @@ class KPERecorder:
         runs: what was recorded, the present run last.
         record_turn: whether to record the turn of the velocity, too, for which one velocity is kept until the run ends;
             set it before the run.
-        record_displacement: whether to record how far each sample was moved in all, for which the sum of the displacements
-            is kept until the next run begins: one latent in fp32. Likewise.
+        record_displacement: whether to record the net displacement, too, for which the sum of the displacements, one latent in
+            fp32, is kept until the next run begins; set it before the run.
     """
 
     def __init__(self, stream: str = "scheduler") -> None:

@@ -363,9 +363,8 @@ class KTSSchedulerMixin:
 
     @property
     def record_displacement(self) -> bool:
-        """Whether runs also record how far samples move in all, which `KPETrace.excess` needs, as in a monitored pipeline they
-        do. It costs a pass over the velocity in each step, and one latent in fp32, kept until the next run; otherwise as
-        `record_turn`."""
+        """Whether runs also record the net displacement, which `KPETrace.excess` needs; monitored pipelines always do. It
+        costs a pass over the velocity in each step, and one latent in fp32, kept until the next run. Set it before the run."""
         return self.recorder.record_displacement
 
     @record_displacement.setter
