@@ -21,14 +21,14 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from ..files import write_whole
+from ..flow_coordinates import ON_GRID
 
 if TYPE_CHECKING:
     from ..kpe.trace import KPETrace
 
 FORMAT = "diffusers-kts/detector"
-NUM_TIMES = 16  # flow times of the fixed grid
-START = 0.05  # first of them; the velocity of the very first step is that of noise
-STRENGTHS = (0.01, 0.1, 1.0, 10.0)  # inverse regularization, the best of which is taken
+NUM_TIMES = 32  # flow times of the fixed grid
+STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0)  # inverse regularization, the best of which is taken
 FOLDS = 5
 FEWEST = 25  # samples of either kind
 FALSE_POSITIVES = 0.01
@@ -109,7 +109,7 @@ class MemorizationDetector:
             )
         if trace.late_start:
             raise ValueError(f"the record begins at t = {trace.t_start:.3g}; fit a detector to runs from noise.")
-        times = torch.linspace(START, end, NUM_TIMES + 1, dtype=torch.float64)[:-1]
+        times = torch.linspace(0, end, NUM_TIMES, dtype=torch.float64)
         x = _features(trace, times)
         usable = np.isfinite(x).all(1)
         x, hits, names = x[usable], hits[usable], np.array([str(group) for group in np.array(groups, object)[usable]])
@@ -191,13 +191,15 @@ def _about(trace: "KPETrace") -> dict[str, Any]:
 
 
 def _features(trace: "KPETrace", times: torch.Tensor) -> np.ndarray:
-    """(B, 2 G): log speed and log rate of turning per dimension at the ``times``, linear between the evaluations."""
+    """(B, 2 G): log speed and log rate of turning per dimension at the ``times``, linear between the evaluations; nothing after
+    the last of the times is read."""
     if trace.turn is None:
         raise ValueError("the turn was not recorded; set record_turn = True on the scheduler or the monitored pipeline.")
     tiny = torch.finfo(torch.float32).tiny
-    t, d = trace.t[:-1].double(), trace.d
-    speed = (trace.power.double() / d).clamp(min=tiny).log() / 2
-    rate = (trace.turn[:, 1:].double() / t.diff().clamp(min=tiny) / d**0.5).clamp(min=tiny).log()
+    n = int((trace.t[:-1] <= times[-1] + ON_GRID).sum())
+    t, d = trace.t[:n].double(), trace.d
+    speed = (trace.power[:, :n].double() / d).clamp(min=tiny).log() / 2
+    rate = (trace.turn[:, 1:n].double() / t.diff().clamp(min=tiny) / d**0.5).clamp(min=tiny).log()
     parts = [_interpolated(times, t, speed), _interpolated(times, (t[1:] + t[:-1]) / 2, rate)]
     return torch.cat(parts, 1).numpy()
 

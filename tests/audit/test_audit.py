@@ -52,7 +52,7 @@ def audited(tmp_path_factory):
 
 
 def test_a_detector_is_fitted_where_there_are_enough_of_both_kinds(audited, monkeypatch, tmp_path):
-    folder, result = audited
+    _, result = audited
     assert result.report["detector"] is None and any("No detector of memorized samples" in note for note in result.notes)
     monkeypatch.setattr(detector, "FEWEST", 5)
     result = run_audit(small(tmp_path / "out", num_samples=30, batch_size=30), show_progress=False)
