@@ -191,7 +191,7 @@ def _about(trace: "KPETrace") -> dict[str, Any]:
 
 
 def _features(trace: "KPETrace", times: torch.Tensor) -> np.ndarray:
-    """(B, 2 G): log speed and log rate of turning per dimension at the ``times``, linear between the evaluations; nothing after
+    """(B, 2 G): log speed and log rate of turning per dimension at the ``times``, linear between evaluations. Nothing after
     the last of the times is read."""
     if trace.turn is None:
         raise ValueError("the turn was not recorded; set record_turn = True on the scheduler or the monitored pipeline.")
