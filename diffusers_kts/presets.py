@@ -108,6 +108,9 @@ def load_preset(path: str | os.PathLike) -> Preset:
         ) from error
     if version != VERSION:
         raise ValueError(f"{path} has format version {version!r}; this release reads {VERSION}: upgrade.")
+    steps = about["num_inference_steps"]
+    if steps is not None and (not isinstance(steps, int) or isinstance(steps, bool) or steps < 1):
+        raise ValueError(f"{path} has num_inference_steps {steps!r:.60}; give a whole number from 1, or null.")
     missing, unknown = set(SHAPING) - settings.keys(), settings.keys() - set(SHAPING)
     for wrong, names in (("is missing", missing), ("has the unknown setting", unknown)):
         if names:

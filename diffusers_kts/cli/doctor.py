@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-import typer
-
+from ..models import NAMES
 from ..sampling.settings import MODEL, SAMPLING, SamplingSettings, ShapingSettings, inherited, setting
 from .options import options_of
 
@@ -12,7 +11,7 @@ from .options import options_of
 class DoctorSettings(ShapingSettings):
     """What `kts doctor` looks at."""
 
-    model: str = setting("", "Pipeline folder, Hub id, or an embedded model: memorizing, generalizing.", MODEL)
+    model: str = setting("", "Pipeline folder, Hub id, or an embedded model: " + ", ".join(NAMES) + ".", MODEL)
     num_inference_steps: int | None = inherited(SamplingSettings, "num_inference_steps", None)
     trial: bool | None = setting(None, "Run a few steps. Default: if the models are small.", SAMPLING)
     preset: str | None = inherited(ShapingSettings, "preset", "balanced")
@@ -32,4 +31,4 @@ def doctor(settings: DoctorSettings) -> None:
     )
     print(diagnosis)
     if not diagnosis.can_shape:
-        raise typer.Exit(2)
+        raise ValueError(f"no KTS scheduler fits model {settings.model!r}; the warnings above say why.")

@@ -149,7 +149,7 @@ def _compares_images(name: str, reference: ReferenceSet) -> bool:
 def _check(name: str, inputs: Inputs) -> None:
     """Raises ValueError if the images given are not enough for a metric."""
     samples, reference = inputs.samples, inputs.reference
-    counts = {"images": len(samples)}
+    counts = {f"images in {samples.path}": len(samples)}
     if name in SPACE and name != "is":
         if reference is None:
             raise ValueError("there is nothing to compare with; give --reference.")
@@ -158,7 +158,7 @@ def _check(name: str, inputs: Inputs) -> None:
                 raise ValueError(
                     f"{reference.path} holds statistics of {', '.join(reference.statistics)} features alone; give the images."
                 )
-            counts["reference images"] = len(reference.images)
+            counts[f"reference images in {reference.path}"] = len(reference.images)
     for what, count in counts.items():
         if count < (fewest := FEWEST.get(name, 1)):
             raise ValueError(f"there are {count} {what}; it takes at least {fewest}.")

@@ -100,7 +100,7 @@ def first_difference(there: Sequence[bytes], prompts: Sequence[Prompt]) -> str:
 def _read_file(path: Path, settings: PromptSettings) -> Iterator[Prompt]:
     readers = {".txt": _read_text, ".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}
     if path.suffix not in readers:
-        raise ValueError(f"{path} has the ending {path.suffix!r}; {REMEDY}.")
+        raise ValueError(f"{str(path)!r:.200} has another ending; {REMEDY}.")
     if not path.is_file():
         raise ValueError(f"{path} is no file; {REMEDY}.")
     return readers[path.suffix](path, settings)

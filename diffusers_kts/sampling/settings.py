@@ -121,7 +121,7 @@ class Settings:
             if choices and value is not None and value not in choices:
                 *others, last = choices
                 one = "one of " if len(others) > 1 else ""
-                raise ValueError(f"{name} is {value!r}; choose {one}{', '.join(others)} or {last}.")
+                raise ValueError(f"{name} is {value!r:.60}; choose {one}{', '.join(others)} or {last}.")
 
     @classmethod
     def load(cls: type[AnySettings], config: str | Path | None = None, **given: Any) -> AnySettings:
@@ -139,7 +139,7 @@ class Settings:
                 close = difflib.get_close_matches(name, [*known, *RENAMED], n=1)
                 others = f"choose from {', '.join(known)}."
                 hint = f"did you mean {RENAMED.get(close[0], close[0])!r}?" if close else others
-                raise ValueError(f"{config or cls.__name__} has a setting {name!r}, which does not exist; {hint}")
+                raise ValueError(f"{config or cls.__name__} has a setting {name!r:.60}, which does not exist; {hint}")
         try:
             for field in dataclasses.fields(cls):
                 if field.metadata["parse"] is not None and isinstance(values.get(field.name), (str, list)):
@@ -280,7 +280,7 @@ def _typed(name: str, value: Any, hint: Any) -> Any:
         wanted = False
     if not wanted:
         names = " or ".join("nothing" if kind is NoneType else WORDS[kind] for kind in kinds)
-        raise ValueError(f"{name} is {value!r}; give {names}.")
+        raise ValueError(f"{name} is {value!r:.60}; give {names}.")
     return value
 
 

@@ -174,7 +174,8 @@ def test_a_foreign_file_ends_in_a_sentence(whole, tmp_path, monkeypatch, name):
             if code == 2:
                 *_, last = said.strip().splitlines()
                 assert last.startswith("kts: ") and any(
-                    part in last for part in (*Path(name).parts, "labels.txt", "pipeline_args")
+                    part in last
+                    for part in (*Path(name).parts, "labels.txt", "pipeline_args", "with these settings", "another ending")
                 ), said
         assert all(file.read_bytes() == content for file, content in pictures.items())
 

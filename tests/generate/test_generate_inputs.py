@@ -86,7 +86,7 @@ def test_a_column_is_of_one_kind_or_refused(values):
         ("p.csv", b'prompt\n"a\n', "is not CSV"),
         ("p.csv", b"", "holds no prompts"),
         ("p.parquet", b"PAR1 no", "not readable Parquet"),
-        ("p.doc", b"a", "has the ending '.doc'"),
+        ("p.doc", b"a", "has another ending; give a .txt"),
     ],
 )
 def test_unreadable_prompts_are_refused_with_the_line(kts, tmp_path, name, content, words):
