@@ -22,19 +22,19 @@ TRIAL_PARAMETERS = 50_000_000
 TRIAL_STEPS = 3
 
 # what a pipeline does with its scheduler that no configuration shows; read from its source
-AUDIO = "the audio latents step with a copy of the scheduler, shaped alike and recorded as a stream of their own"
+AUDIO = "the audio latents step with a copy of the scheduler, shaped alike and recorded as a separate stream"
 COSMOS = "its schedule counts sigma / alpha, 80 to 0.002: gains and energies are in flow coordinates"
 REMARKS = {
     "ChronoEditPipeline": "enable_temporal_reasoning needs a multistep scheduler (it resets its history)",
     "Cosmos2TextToImage": COSMOS,
     "Cosmos2VideoToWorld": COSMOS,
     "DiTPipeline": "under guidance it steps two copies of its latents: the record has two entries a sample",
-    "LTXConditionPipeline": "every token has a time and a gain of its own; tokens of the condition do not move",
+    "LTXConditionPipeline": "every token has its own time and gain; tokens of the condition do not move",
     "LTXI2VLongMultiPromptPipeline": "it leaves out the last step, with every scheduler: set no touchdown, which is that step",
     "LTX2": AUDIO,
     "Kandinsky6TI2VA": AUDIO,
     "LTX2DFRTemporalRefinePipeline": "it refuses every scheduler but LTXEulerAncestralRFScheduler, which re-noises",
-    "SanaWM": "every token has a time and a gain of its own",
+    "SanaWM": "every token has its own time and gain",
     "SkyReelsV2DiffusionForcing": "every latent frame steps with a copy of the scheduler; Euler's fails there",
 }
 
@@ -208,7 +208,7 @@ def _diagnose_scheduler(pipe: Any, name: str, scheduler: Any, steps: int, shapin
     if "." in name:
         alarms.append(f"it belongs to a sub-pipeline, which pipe.scheduler does not reach: set pipe.{name} too")
     elif any(isinstance(part, DiffusionPipeline) for part in vars(pipe).values()):
-        alarms.append("it takes no step, the pipelines inside this one have schedulers of their own")
+        alarms.append("it takes no step, the pipelines inside this one have their own schedulers")
     elif isinstance(pipe, DiffusionPipeline) and name not in pipe.components:
         alarms.append("save_pretrained does not save it: give scheduler= again when you load the pipeline")
     notes += _double_shift(ours, steps)

@@ -109,7 +109,7 @@ class Gain:
         return xp.where(t < self.tau_split, 1 + self.alpha_0 * launch, 1 - self.beta_0 * landing)
 
     def net_displacement(self, t_start: float = 0.0, t_end: float = 1.0) -> float:
-        """The integral of eta from ``t_start`` to ``t_end`` in closed form; what it lacks stays in the image as noise."""
+        """The integral of eta from ``t_start`` to ``t_end`` in closed form; what is missing stays in the image as noise."""
         tau, k = self.tau_split, self.k
 
         def launched(t: float) -> float:

@@ -1,7 +1,7 @@
-"""Pictures: grids of samples, samples beside their nearest training images, and
+"""Pictures: grids of samples, samples and their nearest training images, and
 the settings of a study.
 
-Every figure is a `matplotlib.figure.Figure` of its own, so that nothing here touches pyplot's global state:
+Every figure is its own `matplotlib.figure.Figure`, so that nothing here touches pyplot's global state:
 ``plot_power(traces).figure.savefig("energy.png")``.
 """
 

@@ -56,7 +56,7 @@ def run_audit(settings: AuditSettings, show_progress: bool = True) -> AuditResul
     """Draw the samples that are missing in ``settings.output``, measure all, and write ``report.html``, ``report.json`` and
     ``samples.parquet``.
 
-    An audit that was stopped goes on where it was, and its report is that of an uninterrupted one.
+    An audit that was stopped resumes where it was, and its report is that of an uninterrupted one.
 
     Raises:
         ValueError: unreadable or unsuitable model, images, prompts or feature network; or an audit with other settings lies in

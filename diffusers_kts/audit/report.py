@@ -25,7 +25,7 @@ MAIN = ("euler", "kts", "touchdown")
 CONTROLS_IN_WORDS = {
     "even": "KTS's net displacement as a constant gain",
     "noise": "the plain sample with noise as strong as KTS changed it",
-    "finished": "KTS moved on by the displacement it lacks",
+    "finished": "KTS moved on by its missing displacement",
 }
 UNKNOWN = "–"
 
@@ -113,7 +113,7 @@ def _figures(
     power: Any = plot_power({label: findings.trace for label, findings in main.items() if findings.trace is not None}).figure
     return {
         "shares": _svg(plot_shares(found, labels)),
-        "neighbors": _png(neighbors, "Samples beside their two nearest training images"),
+        "neighbors": _png(neighbors, "Samples and their two nearest training images"),
         "samples": _png(
             _grid({labels[name]: found[name] for name in MAIN}), "The same noises by plain Euler, KTS and touchdown"
         ),

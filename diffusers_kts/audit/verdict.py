@@ -39,7 +39,7 @@ def _change(name: str, findings: Findings) -> str:
     change = findings.against_plain
     assert change is not None
     figures = f"{100 * change.difference:+.1f} points, 95 % interval {100 * change.low:+.1f} to {100 * change.high:+.1f}"
-    figures += f"; exact test, of which significance is told, p = {change.p_value:.2g} against {LEVEL:.2g}"
+    figures += f"; exact test, p = {change.p_value:.2g} against {LEVEL:.2g}"
     if change.p_value >= LEVEL:
         return f"{name} shows no significant difference: {_share(findings)} ({figures})."
     return f"{name} {'lowers' if change.difference < 0 else 'raises'} that share to {_share(findings)} ({figures})."
@@ -66,7 +66,7 @@ def _against_controls(found: Mapping[str, Findings]) -> list[str]:
     return [
         f"The same net displacement spread evenly leaves {_share(even)}; KTS is {shape}.",
         f"Noise as strong as KTS's change, added to the plain sample, leaves {_share(noise)}; KTS is {blur}.",
-        f"Moved on by the displacement it lacks, KTS is at {_share(whole)}, {outlasts}.",
+        f"Moved on by its missing displacement, KTS is at {_share(whole)}, {outlasts}.",
     ]
 
 

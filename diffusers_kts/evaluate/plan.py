@@ -70,7 +70,7 @@ class Plan:
         compared (`set[str]`): spaces in which the images of the reference are measured, too.
         clip (`ClipScore`, *optional*): where it is asked for.
         scorer (`tuple`, *optional*): name and function of the user's judge.
-        left_out (`dict[str, str]`): metrics, and what they lack.
+        left_out (`dict[str, str]`): metrics, and what is missing for them.
     """
 
     metrics: list[str] = field(default_factory=list)
@@ -165,7 +165,7 @@ def _check(name: str, inputs: Inputs) -> None:
         if name == "kid" and count < inputs.kid_subset_size:
             raise ValueError(
                 f"there are {count} {what}, fewer than the {inputs.kid_subset_size} of a subset; give --kid-subset-size "
-                f"{max(2, count)} or less, and say so beside the number."
+                f"{max(2, count)} or less, and say so next to the number."
             )
     if name == "clip-score" and not any(inputs.prompts):
         raise ValueError(f"{samples.path} has no prompts; give a folder whose metadata.jsonl has file_name and prompt.")

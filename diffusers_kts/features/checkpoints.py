@@ -32,10 +32,10 @@ class Checkpoint:
             kind (`str`): ``model_type`` in its ``config.json``.
             option (`str`): how the user chooses it.
             download (`bool`): whether it may be fetched from the Hub.
-            files (`Sequence[str]`): what it must hold beside configuration and weights.
+            files (`Sequence[str]`): what it must hold besides configuration and weights.
 
         Raises:
-            ValueError: it is not there, lacks a file, or is another model.
+            ValueError: it is not there, misses a file, or is another model.
         """
         from huggingface_hub import snapshot_download
         from huggingface_hub.constants import HF_HUB_CACHE

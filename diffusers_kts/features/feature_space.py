@@ -15,7 +15,7 @@ class FeatureSpace:
     """A network that turns images (B, C, H, W) in [0, 1] into features (B, d), and its name.
 
     Attributes:
-        name (`str`): goes beside every number.
+        name (`str`): goes with every number.
         network (`Callable`): given a batch on ``device``.
         device (`torch.device`): where the network runs.
         note (`str`): why this space, where the user did not choose it.

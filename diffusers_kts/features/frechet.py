@@ -1,6 +1,6 @@
 """Quality and coverage of a set of samples in a feature space: Frechet distance, precision and recall.
 
-A number of either kind means something only beside others in the same space with as many samples: name both.
+A number of either kind compares only with others in the same space with as many samples: name both.
 """
 
 from dataclasses import dataclass

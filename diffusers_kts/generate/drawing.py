@@ -1,4 +1,4 @@
-"""The loop of one process: take a block that nobody has, draw it, hand it to the writers, go on drawing."""
+"""The loop of one process: take a block that nobody has, draw it, hand it to the writers, draw the next."""
 
 import io
 import time

@@ -78,7 +78,7 @@ class FolderWriter:
 
 
 class _FileWriter:
-    """One large file per block, written in a place of its own and moved when whole."""
+    """One large file per block, written elsewhere and moved when whole."""
 
     def __init__(self, store: Store, name: str) -> None:
         self.store, self.name = store, name

@@ -151,7 +151,7 @@ class _Job:
         try:
             self.accelerator.wait_for_everyone()
         except RuntimeError as error:
-            raise OSError("another process of this job has ended before its time; the same command goes on.") from error
+            raise OSError("another process of this job has ended before its time; the same command resumes.") from error
         result.failed = self.ledger.failures(run_name)
         return self._on_main(lambda: self._finish(manifest, result))
 
@@ -324,7 +324,7 @@ class _Job:
         return [
             *lines,
             f"Not complete{part}: {missing} of {len(self.plan)} blocks are missing, {result.samples} samples are in "
-            f"{self.store.url}; the same command goes on.",
+            f"{self.store.url}; the same command resumes.",
         ]
 
 

@@ -1,4 +1,4 @@
-"""One account of the whole job, on the main rank: a bar on a terminal, a line now and then anywhere else."""
+"""One account of the whole job, on the main rank: a bar on a terminal, else a line now and then."""
 
 import sys
 import time

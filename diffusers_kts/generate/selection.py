@@ -55,7 +55,7 @@ class PartialSchedule(KTSFlowMatchScheduler):
     def step(self, model_output: Any, timestep: Any, sample: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         if self.begins_at is not None:
             if not torch.equal(sample, self.begins_at.to(sample.device)):
-                raise ValueError("this pipeline does not go on from the latents it is given; leave --screen-steps out.")
+                raise ValueError("this pipeline does not continue from given latents; leave --screen-steps out.")
             self.begins_at = None
         result = super().step(model_output, timestep, sample, *args, **kwargs)
         self.latents = result[0]

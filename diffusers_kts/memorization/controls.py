@@ -73,7 +73,7 @@ def with_equal_noise(
 
 
 def finished(shaped: torch.Tensor, velocity: torch.Tensor, gains: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
-    """Shaped samples moved on by the displacement they lack, along their last velocity (back, where they moved too far).
+    """Shaped samples moved on by their missing displacement, along their last velocity (back, where they moved too far).
 
     Args:
         shaped (`torch.Tensor`, (B, ...)): the end of the shaped run, latents where there are any.

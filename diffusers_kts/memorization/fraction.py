@@ -21,7 +21,7 @@ from scipy.stats import binomtest
 from .neighbors import CHUNK_SIZE, check_images, distinct_images, nearest_neighbors
 
 THRESHOLD = 1 / 3
-APART = 1.8  # ratio of the ranges of samples and training images from which they are told to be on different scales
+APART = 1.8  # ratio of the ranges of samples and training images from which a warning of different scales is raised
 
 
 def _warn_of_scales(samples: torch.Tensor, training: torch.Tensor) -> None:

@@ -18,9 +18,9 @@ from .transformer_sit import TIME_FREQUENCIES
 
 SIZES = {(12, 384): ("S", 6), (12, 768): ("B", 12), (24, 1024): ("L", 16), (28, 1152): ("XL", 16)}  # (blocks, width): heads
 PATCHES = (2, 4, 8)
-PROJECTORS = "projectors."  # what only REPA's training has, beside SiT's weights
+PROJECTORS = "projectors."  # only in REPA's training
 WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+")  # of distributed training and torch.compile
-SHOWN = 4  # wrong names told at once
+SHOWN = 4  # wrong names in an error
 REMEDY = "give the .pt of SiT or REPA (a training checkpoint with 'ema', or bare weights), or those weights as .safetensors"
 NAMES = {  # published: ours
     "x_embedder.proj": "patch_embed.proj",

@@ -1,7 +1,7 @@
 """SiTTransformer2DModel: the class-conditional flow transformer SiT (Ma et al., arXiv 2401.08740), in diffusers' convention.
 
 `DiTTransformer2DModel` has the same blocks and cannot carry SiT's weights: it spaces its 128 time frequencies by 1/127 of the
-exponent where SiT has 1/128, is told ``1000 sigma`` where SiT is told ``t = 1 - sigma``, and embeds time and label in every
+exponent where SiT has 1/128, takes ``1000 sigma`` where SiT takes ``t = 1 - sigma``, and embeds time and label in every
 block where SiT does so once.
 """
 
@@ -39,7 +39,7 @@ class SiTBlock(nn.Module):
 class SiTTransformer2DModel(ModelMixin, ConfigMixin, AttentionMixin):
     """The velocity network SiT. ``kts convert-sit`` makes one of published weights; the defaults are SiT-XL/2 at 256x256.
 
-    As every flow transformer of diffusers it is told ``num_train_timesteps * sigma`` and gives ``dx/dsigma``.
+    As every flow transformer of diffusers it takes ``num_train_timesteps * sigma`` and gives ``dx/dsigma``.
 
     Args:
         sample_size (`int`, defaults to 32): side of the latents.
@@ -50,8 +50,8 @@ class SiTTransformer2DModel(ModelMixin, ConfigMixin, AttentionMixin):
         attention_head_dim (`int`, defaults to 72): channels of a head.
         num_embeds_ada_norm (`int`, defaults to 1000): classes; the label after the last one stands for no class.
         num_train_timesteps (`int`, defaults to 1000): the scheduler's.
-        reversed_time (`bool`, defaults to False): the network itself is told ``sigma`` and predicts ``dx/dsigma``, as
-            weights of REPA do; False for SiT's own, told ``t = 1 - sigma`` and predicting ``dx/dt``.
+        reversed_time (`bool`, defaults to False): the network itself takes ``sigma`` and predicts ``dx/dsigma``, as
+            weights of REPA do; False for SiT's own, which take ``t = 1 - sigma`` and predict ``dx/dt``.
     """
 
     __module__ = "diffusers_kts"  # diffusers writes this into model_index.json and looks the class up there

@@ -35,7 +35,7 @@ class ClassConditionalFlowPipeline(DiffusionPipeline):
         (28, 28)
 
     Args:
-        transformer (`DiTTransformer2DModel` or `SiTTransformer2DModel`): the velocity network; it is told
+        transformer (`DiTTransformer2DModel` or `SiTTransformer2DModel`): the velocity network, which takes
             ``num_train_timesteps * sigma``.
         scheduler (`FlowMatchEulerDiscreteScheduler`): or `KTSFlowMatchScheduler`.
         vae (`AutoencoderKL`, *optional*): decodes latents; without it the latents are the pixels in [-1, 1].
@@ -180,7 +180,7 @@ class ClassConditionalFlowPipeline(DiffusionPipeline):
             num_inference_steps (`int`): Euler steps.
             sigmas (`list[float]`, *optional*): noise levels in place of the scheduler's own.
             guidance_scale (`float`): classifier-free guidance, ``v = v_uncond + g (v_cond - v_uncond)``; 1 is off.
-            guidance_channels (`int`, *optional*): guide so many channels, the first; the others move as without guidance.
+            guidance_channels (`int`, *optional*): guide the first channels, this many; the others move as without guidance.
                 All by default; SiT's own samples are guided on 3 of 4.
             guidance_start (`float`): flow time from which guidance acts; REPA guides at noise levels up to 0.7, from 0.3 on.
             guidance_end (`float`): flow time up to which it acts.

@@ -93,7 +93,7 @@ def check_front_matter(text: str, kind: str) -> None:
 
 
 def write_card(card: Card, path: Path) -> list[Path]:
-    """Write ``card`` to ``path`` and its pictures beside it; returns what was written."""
+    """Write ``card`` to ``path`` and its pictures next to it; returns what was written."""
     check_front_matter(card.text, card.kind)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(card.text)

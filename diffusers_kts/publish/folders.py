@@ -59,7 +59,7 @@ def monitor_file(pipeline: str) -> str:
 def build_model(folder: Path, settings: PublishSettings) -> None:
     """A pipeline folder whose ``model_index.json`` names our scheduler; an embedded model brings its pipeline's code, too.
 
-    A folder of the user's own needs a ``README.md`` with the numbers' JSON files beside it.
+    A user's folder needs a ``README.md``, and the JSON files of its numbers next to it.
     """
     name = settings.source or NAMES[0]
     origin = embedded_model(name) if name in NAMES else Path(name)

@@ -1,6 +1,6 @@
 """Modules of this package as one file, which diffusers loads from a repository where the package is not installed.
 
-diffusers copies a custom file, and files beside it that it imports relatively, into a cache of its own, flat; one file without
+diffusers copies a custom file, and files next to it that it imports relatively, into a flat cache; one file without
 relative imports works from every place that it looks in (a component's subfolder, ``custom_pipeline``, a modular block).
 """
 

@@ -38,7 +38,7 @@ def problems(folder: Path, sources: Iterable[Path] = ()) -> list[str]:
 
     Args:
         folder: what would be uploaded.
-        sources: JSON files with the numbers of its card, beside those in the folder.
+        sources: JSON files with the numbers of its card, in addition to those in the folder.
     """
     found = list(_files(folder))
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
@@ -56,7 +56,7 @@ def problems(folder: Path, sources: Iterable[Path] = ()) -> list[str]:
     else:
         inside = [path for path in folder.rglob("*.json") if path.is_file() and path.stat().st_size < 10**7]
         for number, line in unsourced_numbers(card.read_text(), [*inside, *sources]):
-            found.append(f"README.md line {line} says {number}, which no JSON file beside it measured; cite its source.")
+            found.append(f"README.md line {line} says {number}, which no JSON file next to it holds; cite its source.")
     return found
 
 

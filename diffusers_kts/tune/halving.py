@@ -1,14 +1,14 @@
-"""Successive halving on the number of samples: a setting is drawn on an eighth of them first, and goes on if it may be good.
+"""Successive halving on the number of samples: a setting is drawn on an eighth of them first, and continues if it may be good.
 
 Samples that a setting has not drawn yet are taken from plain sampling, of the same noises. So an objective always sees the
 same number of them: a Frechet distance of few samples has a bias that differs between settings, and would mislead.
 
-With one objective optuna's `SuccessiveHalvingPruner` decides: at each rung the better half goes on. It knows no more than one
+With one objective optuna's `SuccessiveHalvingPruner` decides: at each rung the better half stays. It knows no more than one
 objective. With several there is no better half, since settings on the front are good for different ends. There a setting stops
 at a rung if plain sampling, or another setting that got there, **beats it twice**: with the first and with the second half of
 the rung's samples alike it is better in every objective. The two halves share no noise, so they are the margin: two settings
 of equal worth change places between the halves as often as not, and no estimate of the noise of an objective (a Frechet
-distance, a user's score) is needed. A tie lets a setting go on, since few samples often tie in F_mem. Stopping one of two
+distance, a user's score) is needed. A tie lets a setting continue, since few samples often tie in F_mem. Stopping one of two
 equals costs nothing, and a setting that is better in any objective by more than the noise stays.
 """
 

@@ -224,7 +224,7 @@ class _Job:
                 return self.study.finish(trial, None)
 
     def _conclude(self) -> TuneResult:
-        """The front, the candidate, and its fresh samples beside those of plain sampling."""
+        """The front, the candidate, and its fresh samples next to those of plain sampling."""
         s, trials, signs = self.settings, self.study.trials(), [o.sign for o in self.objectives]
         whole = [t for t in trials if t.state.name == "COMPLETE"]
         values, plain = [list(t.values) for t in whole], self.plain_values

@@ -9,7 +9,7 @@ calls      network evaluations per sample
 energy     mean path energy per dimension
 =========  ==========================================================================================================
 
-All of them are to be small unless told otherwise. A function of the user's, ``score(images, trace)``, is to be large.
+All of them are to be small unless a direction is given. A function of the user's, ``score(images, trace)``, is to be large.
 """
 
 import hashlib
@@ -173,7 +173,7 @@ def load_score(choice: str) -> Score:
 
 
 def source_digest(choice: str | Score) -> str | None:
-    """SHA-256 of the file that the user's function is in, so that a study does not go on with another function."""
+    """SHA-256 of the file that the user's function is in, so that a study does not resume with another function."""
     if isinstance(choice, str) and choice in NAMED:
         return None
     function: Any = load_score(choice) if isinstance(choice, str) else choice

@@ -2,7 +2,7 @@
 
 **The rule.** A setting is worth recommending if it costs nothing in any objective, except for the tolerance in the first, and
 gains in one. Of the tuned settings that pass by their values, the *candidate* is the one that is best in the second objective
-(ties: in the third, then in the first); with one objective, the best. It alone is then drawn again, beside plain sampling, on
+(ties: in the third, then in the first); with one objective, the best. It alone is then drawn again, next to plain sampling, on
 *fresh* samples, which no setting was chosen by. It is **recommended** if there no objective is significantly worse than that
 of plain sampling, and one is significantly better, at 5 % shared between the objectives (Bonferroni). Objectives that are pure
 noise hence lead to a recommendation in fewer than one study of twenty, and what the candidate owes to luck in tuning is not in
@@ -114,7 +114,7 @@ def verdict(setting: Setting | None, comparisons: Sequence[Comparison], samples:
     if is_recommended(comparisons) and any(c.finding != "better" and c.low < c.high for c in comparisons):
         sentences.append("Where an objective is not better, the interval says what the setting may cost.")
     if look:
-        sentences.append(f"This is look {look + 1} of this study; each look draws fresh samples of its own.")
+        sentences.append(f"This is look {look + 1} of this study; each look draws its own fresh samples.")
     return sentences
 
 

@@ -46,7 +46,7 @@ class Setting:
 
 
 def active(shaping: Mapping[str, Any]) -> set[str]:
-    """The settings that do something beside the others: without a launch, for instance, its shape does nothing."""
+    """The settings that do something next to the others: without a launch, for instance, its shape does nothing."""
     shapes = {shape for strength, shape in STRENGTHS.items() if shaping[strength]}
     exponential = any(shaping[shape] == "exponential" for shape in shapes)
     return {*PARTS} | shapes | ({"tau_split"} if shapes else set()) | ({"k"} if exponential else set())
@@ -159,13 +159,13 @@ class Space:
         return trial.suggest_categorical(f"has {name}", [False, True])
 
     def _landing(self, shaping: Mapping[str, Any]) -> tuple[float, float]:
-        """Lowest and highest ``beta_0`` beside the other settings."""
+        """Lowest and highest ``beta_0`` with the other settings."""
         low, high = self._bounds("beta_0")
         gain = Gain(**{name: shaping[name] for name in ("alpha_0", "tau_split", "k", *SHAPES)}, beta_0=0.0)
         return low, min(high, gain.largest_beta_0)
 
     def starts(self) -> list[dict[str, Any]]:
-        """What `propose` must be told to give each of `PRESETS` that lies in the space: where a study begins."""
+        """What makes `propose` give each of `PRESETS` that lies in the space: where a study begins."""
         return [self._told(preset) for preset in PRESETS.values() if preset != OFF and preset in self]
 
     def _told(self, shaping: Mapping[str, Any]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
 class SharedStudy:
-    """The study of a folder, begun or gone on with.
+    """The study of a folder, begun or resumed.
 
     Args:
         folder (`Path`): of the study; made if it does not exist.

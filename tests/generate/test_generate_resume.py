@@ -178,7 +178,7 @@ def test_a_full_disk_stops_the_run_and_harms_nothing(tmp_path, monkeypatch, form
     monkeypatch.setenv("KTS_TEST_LOG", str(log))
     job = JOB | {"format": format, "shard_size": 4, "output": str(tmp_path / "out")}
     assert worker.run(job, env={"KTS_TEST_LOG": str(log)}, spoil=small_disk) == 3
-    assert "cannot write to" in log.read_text() and "the same command goes on" in log.read_text()
+    assert "cannot write to" in log.read_text() and "the same command resumes" in log.read_text()
     found = look(tmp_path / "out")
     assert found.missing and not found.damaged
     assert worker.run(job) == 0
