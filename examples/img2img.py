@@ -1,6 +1,6 @@
 """Image to image with shaping: the run starts late, so most of it is landing, and the record says where it began.
 
-python examples/img2img.py stabilityai/stable-diffusion-3.5-medium photo.png "as a watercolour" --strength 0.6
+python examples/img2img.py stabilityai/stable-diffusion-3.5-medium photo.png "as a watercolor" --strength 0.6
 """
 
 import argparse
