@@ -87,10 +87,13 @@ def num_classes(folder: Path) -> int | None:
     try:
         if pipeline_class(folder) != "ClassConditionalFlowPipeline":
             return None
-        return int(read_json(folder / "transformer" / "config.json", dict)["num_embeds_ada_norm"])
+        found = read_json(folder / "transformer" / "config.json", dict)["num_embeds_ada_norm"]
+        if not isinstance(found, int) or found < 1:
+            raise ValueError(f"transformer/config.json has {found!r:.60} classes")
+        return found
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"model {str(folder)!r} is no pipeline folder: it has no readable model_index.json ({brief(error)}); {REMEDY}."
+            f"model {str(folder)!r} is no pipeline folder: it cannot be read ({brief(error)}); {REMEDY}."
         ) from error
 
 
