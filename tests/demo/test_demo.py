@@ -102,7 +102,7 @@ def test_what_is_there_stays_there_unless_told(kts, tmp_path):
         (["--output", "file"], "is a file"),
         (["--output", "file/below"], "cannot write"),
         (["--training-images", "file"], "cannot be read"),
-        (["--alpha0", "1"], "No such option"),
+        (["--alpha0", "1"], "there is no option --alpha0; did you mean --alpha-0?"),
     ],
 )
 def test_bad_input_ends_with_one_sentence_and_code_2(kts, tmp_path, args, words):
