@@ -22,6 +22,7 @@ TITLES = {
     "tuning": "Settings that kts tune recommends",
     "excess": "What the path energy measures, and its excess",
     "adaptive": "Gains per sample: energy budget and turning",
+    "fitted_sampling": "Fitted sampling: error against network calls",
 }
 
 

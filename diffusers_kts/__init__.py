@@ -20,6 +20,7 @@ _EXPORTS = {
     "KTSDDIMScheduler": ".schedulers.scheduling_kts_ddim",
     "KTSDPMSolverMultistepScheduler": ".schedulers.scheduling_kts_dpmsolver_multistep",
     "KTSEulerDiscreteScheduler": ".schedulers.scheduling_kts_euler_discrete",
+    "KTSFittedFlowMatchScheduler": ".schedulers.scheduling_kts_fitted_flow_match",
     "KTSFlowMatchHeunScheduler": ".schedulers.scheduling_kts_flow_match_heun",
     "KTSFlowMatchScheduler": ".schedulers.scheduling_kts_flow_match",
     "KTSUniPCMultistepScheduler": ".schedulers.scheduling_kts_unipc_multistep",
@@ -29,6 +30,7 @@ _EXPORTS = {
     "SchedulerMixin": "diffusers",
     "SiTTransformer2DModel": ".models.transformer_sit",
     "diagnose": ".doctor",
+    "fit_sampler": ".fit.job",
     "embedded_model": ".models",
     "load_preset": ".presets",
     "save_with_stock_scheduler": ".pipelines.save_stock",
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from diffusers import ModelMixin, SchedulerMixin
 
     from .doctor import Diagnosis, diagnose
+    from .fit.job import fit_sampler
     from .gain import Gain
     from .kpe.trace import KPETrace
     from .models import embedded_model
@@ -52,6 +55,7 @@ if TYPE_CHECKING:
     from .schedulers.scheduling_kts_ddim import KTSDDIMScheduler
     from .schedulers.scheduling_kts_dpmsolver_multistep import KTSDPMSolverMultistepScheduler
     from .schedulers.scheduling_kts_euler_discrete import KTSEulerDiscreteScheduler
+    from .schedulers.scheduling_kts_fitted_flow_match import KTSFittedFlowMatchScheduler
     from .schedulers.scheduling_kts_flow_match import KTSFlowMatchScheduler
     from .schedulers.scheduling_kts_flow_match_heun import KTSFlowMatchHeunScheduler
     from .schedulers.scheduling_kts_unipc_multistep import KTSUniPCMultistepScheduler

@@ -1,18 +1,15 @@
 """``report.html`` of an audit: one file that opens offline, with its pictures inside."""
 
-import base64
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import torch
-from jinja2 import Environment
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from ..kpe.plot import plot_power
+from ..page import png, render, svg
 from ..plotting import plot_neighbors, plot_samples
 from .figures import plot_energies, plot_groups, plot_shares
 from .measures import STATISTICS, Findings
@@ -37,8 +34,8 @@ def write_report(
     plain, settings = found["euler"], report["audit"]["settings"]
     labels = {name: findings.heading for name, findings in found.items()}
     memorized = int(plain.memorization.is_memorized.sum())
-    page = Environment(autoescape=True, trim_blocks=True).from_string(TEMPLATE.read_text(encoding="utf-8"))
-    html = page.render(
+    html = render(
+        TEMPLATE,
         model=model,
         settings=settings,
         verdict=report["verdict"],
@@ -112,34 +109,21 @@ def _figures(
     )
     power: Any = plot_power({label: findings.trace for label, findings in main.items() if findings.trace is not None}).figure
     return {
-        "shares": _svg(plot_shares(found, labels)),
-        "neighbors": _png(neighbors, "Samples and their two nearest training images"),
-        "samples": _png(
+        "shares": svg(plot_shares(found, labels)),
+        "neighbors": png(neighbors, "Samples and their two nearest training images"),
+        "samples": png(
             _grid({labels[name]: found[name] for name in MAIN}), "The same noises by plain Euler, KTS and touchdown"
         ),
-        "controls": _png(_grid({labels[name]: found[name] for name in CONTROLS}), "The same noises by the controls of KTS"),
-        "power": _svg(power),
-        "energies": _svg(plot_energies(found, labels)),
-        "groups": _svg(plot_groups(plain)) if plain.separations else Markup(""),
+        "controls": png(_grid({labels[name]: found[name] for name in CONTROLS}), "The same noises by the controls of KTS"),
+        "power": svg(power),
+        "energies": svg(plot_energies(found, labels)),
+        "groups": svg(plot_groups(plain)) if plain.separations else Markup(""),
     }
 
 
 def _grid(found: Mapping[str, Findings]) -> Figure:
     images = {label: findings.images[:SHOWN] for label, findings in found.items()}
     return plot_samples(images, {label: f.memorization.is_memorized[:SHOWN] for label, f in found.items()}, columns=6)
-
-
-def _svg(figure: Figure) -> Markup:
-    text = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": "diffusers-kts"}):  # else every run writes other identifiers
-        figure.savefig(text, format="svg", metadata={"Date": None})
-    return Markup(text.getvalue()[text.getvalue().index("<svg") :])
-
-
-def _png(figure: Figure, alt: str) -> Markup:
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=130)
-    return Markup(f'<img alt="{alt}" src="data:image/png;base64,{base64.b64encode(picture.getvalue()).decode()}">')
 
 
 def _details(report: Mapping[str, Any]) -> list[tuple[str, str]]:

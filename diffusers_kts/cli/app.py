@@ -31,6 +31,7 @@ try:
     from .demo import demo
     from .doctor import doctor
     from .evaluate import evaluate
+    from .fit import fit
     from .generate import generate
     from .publish import publish
     from .space import space
@@ -60,7 +61,8 @@ def kts(
 
     1. Look: kts demo.
 
-    2. Choose, on your model: kts doctor says what fits, kts audit what it memorizes, kts tune which settings help.
+    2. Choose, on your model: kts doctor says what fits, kts audit what it memorizes, kts tune which settings help,
+    kts fit saves network calls.
 
     3. Draw and measure: kts generate draws with them, kts verify checks the output, kts evaluate measures it.
 
@@ -70,7 +72,7 @@ def kts(
 
 for group, commands in {
     "Look": (demo, doctor, space),
-    "Choose": (audit, tune),
+    "Choose": (audit, tune, fit),
     "Draw and measure": (generate, verify, evaluate),
     "Convert and share": (convert_sit, publish),
 }.items():

@@ -44,18 +44,22 @@ class Sampler:
     """A monitored pipeline with the arguments of its calls.
 
     Args:
-        folder (`Path`): of the pipeline.
+        source (`Path` or a pipeline): the folder of the pipeline, or the pipeline itself.
         settings (`SamplingSettings`): what it is called with.
-        device (`torch.device`): where it runs.
+        device (`torch.device`, *optional*): where it runs; None leaves it where it is.
         shaping (`Shaping`, *optional*): of the KTS scheduler that fits; without them the model keeps its own.
 
     Raises:
         ValueError: it cannot be loaded, is not flow matching, or does not take the settings.
     """
 
-    def __init__(self, folder: Path, settings: SamplingSettings, device: torch.device, shaping: Shaping | None = None) -> None:
+    def __init__(
+        self, source: Any, settings: SamplingSettings, device: torch.device | None, shaping: Shaping | None = None
+    ) -> None:
         self.settings = settings
-        pipe = load_model(folder, settings.model, dtype=getattr(torch, settings.dtype))
+        pipe = source
+        if isinstance(source, Path):
+            pipe = load_model(source, settings.model, dtype=getattr(torch, settings.dtype))
         self.pipe: Any = KPEMonitorPipeline.from_pipe(pipe)
         self.own_scheduler = pipe.scheduler
         if shaping is not None:
@@ -69,7 +73,8 @@ class Sampler:
             raise ValueError(f"{self.name} takes no prompt and generator, so there is nothing to generate from here.")
         self.subject = "class_labels" if "class_labels" in self.parameters else "prompt"
         self.arguments = self._arguments()
-        self._place(device)
+        if device is not None:
+            self._place(device)
 
     def shape(self, scheduler: Any, shaping: Shaping) -> Any:
         """Put a scheduler of this class, with these settings, in place; returned too."""
