@@ -86,8 +86,8 @@ CASES = (
     Case("generalizing", 1.0),
     Case("memorizing", 1.0),
     Case("generalizing", 2.0),
-    Case("emoji-memorizing", 1.0, fitted=24, choice=8, test=24, teacher_steps=100, batch_size=8),
-    Case("emoji-memorizing", 4.0, fitted=24, choice=8, test=24, teacher_steps=100, batch_size=8),
+    Case("emoji-memorizing", 1.0, fitted=16, choice=8, test=16, teacher_steps=100, batch_size=8),
+    Case("emoji-memorizing", 4.0, fitted=16, choice=8, test=16, teacher_steps=100, batch_size=8),
 )
 
 

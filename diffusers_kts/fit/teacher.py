@@ -76,7 +76,7 @@ class Teachers:
         if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
             raise ValueError("a trajectory of the teacher is not finite; try --dtype float32, or another --seed.")
         if decode:
-            tensors["pixels"] = torch.from_numpy(drawn.pixels)
+            tensors["pixels"] = torch.from_numpy(drawn.pixels).contiguous()
         self.folder.mkdir(parents=True, exist_ok=True)
         write_whole(self.path(batch), save(tensors, metadata={"about": json.dumps(about)}))
 

@@ -24,6 +24,7 @@ from diffusers_kts import (
     KTSDDIMScheduler,
     KTSDPMSolverMultistepScheduler,
     KTSEulerDiscreteScheduler,
+    KTSFittedFlowMatchScheduler,
     KTSFlowMatchHeunScheduler,
     KTSFlowMatchScheduler,
     KTSUniPCMultistepScheduler,
@@ -245,11 +246,13 @@ class Sampler:
 
 
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+FITTED = [[1.0], *[[1.5, -0.5]] * 3, *[[1.5, -0.6, 0.1]] * 2]
 FREE = [
     (KTSFlowMatchScheduler, SHAPED),
     (KTSFlowMatchScheduler, SHAPED | {"touchdown": 0.7}),
     (KTSFlowMatchScheduler, OFF),
     (KTSFlowMatchHeunScheduler, SHAPED),
+    (KTSFittedFlowMatchScheduler, {"fits": [{"flow_times": [0, 0.1, 0.2, 0.4, 0.7, 0.9, 1], "weights": FITTED}]}),
     (FlowMatchEulerDiscreteScheduler, {}),
 ]
 NOT_FREE = [  # whose parents read numbers at every step, most of them of tensors that always are on the host
