@@ -1,6 +1,7 @@
 """A slice of every benchmark, and the oracles of what they compute."""
 
 import importlib
+import itertools
 import json
 import sys
 from dataclasses import replace
@@ -15,7 +16,7 @@ from diffusers_kts.memorization.controls import net_displacement
 
 SLICE = Path(__file__).parents[1] / "data" / "fashion_mnist_slice.npz"
 SCIENCE = ("fashion_mnist", "laboratory", "judge", "paper_tables", "frontier", "memorization_score", "tuning", "adaptive")
-SCRIPTS = ("report", "cost.step_cost", "science.excess", *(f"science.{name}" for name in SCIENCE))
+SCRIPTS = ("report", "cost.step_cost", "science.excess", "science.fitted_sampling", *(f"science.{name}" for name in SCIENCE))
 
 
 @pytest.fixture(scope="module")
@@ -211,3 +212,39 @@ def test_costs_of_a_step_are_told_beside_the_stock_one(bench):
     for name, ratio in row["ratio_to_stock"].items():
         assert 0 < ratio["low"] <= ratio["median"] <= ratio["high"] and row["microseconds"][name] > 0
     assert row["least_bytes"] == 3 * 2 * 4 * 8 * 8 * 2
+
+
+def test_the_planned_grid_is_the_cheapest_of_all(bench):
+    cost = np.random.default_rng(0).random((8, 8))
+    cost = np.where(np.arange(8)[None] > np.arange(8)[:, None], cost, np.inf)
+    paths = [[0, *middle, 7] for middle in itertools.combinations(range(1, 7), 3)]
+    best = min(paths, key=lambda path: sum(cost[a, b] for a, b in itertools.pairwise(path)))
+    assert bench.fitted_sampling.cheapest(cost, 4) == best
+
+
+def test_a_step_of_euler_costs_what_it_misses(bench, tmp_path):
+    """Teachers with velocities 1 - 2 t: the chord from s to t misses by (t - s)^2."""
+    from safetensors.torch import save_file
+
+    teachers = bench.fitted_sampling.Teachers(tmp_path, [range(2)], 40)
+    t = torch.tensor(teachers.times, dtype=torch.float64)
+    v = 1 - 2 * t[:-1]
+    moves = torch.cat([v[:1], 1.5 * v[1:] - 0.5 * v[:-1]]) / 40  # of Adams-Bashforth steps
+    states = torch.cat([torch.zeros(1), moves.cumsum(0)]).float()[:, None, None].expand(41, 2, 3)
+    save_file({"states": states.contiguous()}, teachers.path(range(2)))
+    cost = bench.fitted_sampling.step_costs(teachers)
+    assert cost[10, 30] == pytest.approx(0.25, rel=1e-3) and cost[4, 8] == pytest.approx(0.01, rel=1e-2)
+    assert np.isinf(cost[30, 10])
+
+
+@pytest.mark.slow
+def test_fitted_sampling_writes_its_page(bench, monkeypatch, tmp_path, cache):
+    few = ["--small", "--cases", 1, "--counts", 8, "--judged", 10, "--num-samples", 2]
+    result = run(bench.fitted_sampling, monkeypatch, tmp_path, cache, *few)
+    (bar,), (case,) = result["bars"], result["cases"]
+    errors = case["fits"]["8"]["errors"]
+    assert bar["value"] == pytest.approx(errors["fitted"]["mean"] / errors["UniPC 2"]["mean"], rel=1e-4)
+    assert bar["reached"] == (bar["value"] <= 0.6)
+    assert len(case["gains"]) == 20 and [row["of"] for row in case["few"]] == [2, 4]
+    page = (tmp_path / "results" / "fitted_sampling.md").read_text()
+    assert f"Verdict: {int(bar['reached'])} of 1 bars" in page and "fitted to classes 0 to 4" in page

@@ -11,6 +11,7 @@ import pytest
 import torch
 from diffusers import DiTTransformer2DModel, FlowMatchEulerDiscreteScheduler
 from safetensors.torch import load_file
+from tiny_diffusion import DIFFUSION
 from tiny_pipelines import call_kwargs, tiny_flux, tiny_sd3
 
 from diffusers_kts import ClassConditionalFlowPipeline, KTSFittedFlowMatchScheduler, fit_sampler
@@ -361,6 +362,8 @@ def test_what_cannot_be_fitted_is_refused_before_any_work(pipe, tmp_path):
         fit_sampler(pipe, [7], output=tmp_path / "out")
     with pytest.raises(ValueError, match="takes no height"):
         fit_sampler(pipe, [0], output=tmp_path / "out", height=8)
+    with pytest.raises(ValueError, match="not flow matching"):
+        fit_sampler(DIFFUSION["sd15"](), ["a fox"], output=tmp_path / "out")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     with pytest.raises(FileExistsError):
