@@ -8,7 +8,7 @@ import torch
 
 from ..memorization.fraction import bootstrap_interval
 
-FITTED, GRID = "fitted", "Adams-Bashforth 2, measured grid"
+FITTED, GRID = "fitted", "Adams-Bashforth, same grid"
 LEAST = 1e-9  # an error of zero has no logarithm
 
 

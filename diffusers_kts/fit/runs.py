@@ -68,6 +68,7 @@ class Runs:
             self.advance()
 
         sampler.pipe = copy.copy(self.sampler.pipe)
+        sampler.pipe.set_progress_bar_config(disable=True)
         sampler.pipe.scheduler = watched(scheduler, look)
         drawn = sampler.draw(indices, self.prompts_of(indices), decode=decode, num_inference_steps=steps)
         planned = len(scheduler.timesteps)

@@ -7,6 +7,7 @@ typical error on held-out trajectories; those that the check is made on have cho
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -47,19 +48,19 @@ class Study:
         self, runs: Runs, teachers: Teachers, choice: Sequence[range], check: Sequence[range], history: int | None
     ) -> None:
         self.runs, self.teachers, self.choice, self.check, self.history = runs, teachers, choice, check, history
+        self.order = min(2, history or 2)  # of the Adams-Bashforth weights
 
     def fit(self, steps: int) -> dict[str, Any]:
         """The best fit found, how it was chosen, and the typical errors of all that were tried."""
         acceleration, times = self.teachers.acceleration(), self.teachers.times
         grids = {p: measured_grid(times, acceleration, steps, p) for p in EXPONENTS}
-        by_exponent = {p: self._typical(grid, 2 if self.history != 1 else 1) for p, grid in grids.items()}
+        by_exponent = {p: self._typical(grid, self.order) for p, grid in grids.items()}
         exponent = min(EXPONENTS, key=lambda p: by_exponent[p])
         grid = grids[exponent]
         tried: dict[float, tuple[Any, float]] = {}
         for shrinkage in SHRINKAGE:
             if math.isinf(shrinkage):
-                order = 2 if self.history != 1 else 1
-                rows = [adams_bashforth(grid, i, order) for i in range(steps)]
+                rows = [adams_bashforth(grid, i, self.order) for i in range(steps)]
                 error = by_exponent[exponent]
             else:
                 rows = Lockstep(self.teachers, grid, self.history, shrinkage).fit(self.runs)
@@ -79,9 +80,11 @@ class Study:
         and remarks on samplers that could not be run."""
         grid, steps = fit["flow_times"], len(fit["weights"])
         schedulers: dict[str, Callable[[], Any]] = {
-            FITTED: lambda: solver(self._own, grid, fit["weights"]),
-            GRID: lambda: solver(self._own, grid, 2),
-        } | {name: lambda kind=kind: kind.from_config(self._own.config, **PRESETS["off"]) for name, kind in OTHERS.items()}  # type: ignore[misc]
+            FITTED: partial(solver, self._own, grid, fit["weights"]),
+            GRID: partial(solver, self._own, grid, self.order),
+        }
+        for name, kind in OTHERS.items():
+            schedulers[name] = partial(kind.from_config, self._own.config, **PRESETS["off"], gain=None)  # type: ignore[attr-defined]
         errors: dict[str, torch.Tensor] = {}
         pixels = {"teacher": self.teachers.pixels(self.check[0])}
         notes: list[str] = []
