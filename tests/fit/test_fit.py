@@ -15,13 +15,14 @@ from tiny_diffusion import DIFFUSION
 from tiny_pipelines import call_kwargs, tiny_flux, tiny_sd3
 
 from diffusers_kts import ClassConditionalFlowPipeline, KTSFittedFlowMatchScheduler, fit_sampler
-from diffusers_kts.fit import FitSettings
+from diffusers_kts.fit import FitSettings, run_fit
 from diffusers_kts.fit.errors import FITTED, compared, distances, recommended, typical, verdict
 from diffusers_kts.fit.grid import measured_grid
 from diffusers_kts.fit.lockstep import Lockstep
 from diffusers_kts.fit.runs import Runs
 from diffusers_kts.fit.teacher import Teachers, solver
 from diffusers_kts.fit.weights import Equations
+from diffusers_kts.sampling.find import find_model
 from diffusers_kts.sampling.prompts import Prompt
 from diffusers_kts.sampling.sampler import Sampler
 from diffusers_kts.sampling.settings import SamplingSettings
@@ -218,8 +219,6 @@ def test_a_fit_that_diverges_is_not_recommended():
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory):
     """A small fit of the embedded model: its folder."""
-    from diffusers_kts.fit import run_fit
-
     folder = tmp_path_factory.mktemp("fit") / "out"
     settings = {"num_inference_steps": [4, 6], "num_trajectories": 4, "num_held_out": 8, "teacher_steps": 20}
     run_fit(FitSettings(model="generalizing", output=folder, **settings), show_progress=False)
@@ -231,34 +230,21 @@ def report_of(folder):
 
 
 def test_the_report_says_what_the_scheduler_does(fitted):
-    report, scheduler = report_of(fitted), KTSFittedFlowMatchScheduler.from_pretrained(fitted / "scheduler")
-    assert scheduler.fitted_steps == [4, 6]
-    runs = Runs(
-        Sampler(find("generalizing"), SamplingSettings(model="generalizing"), torch.device("cpu")), *[classes()] * 2, 4
-    )
-    # classes in turn; every fourth is held out
-    runs.prompts, runs.others = [p for i, p in enumerate(classes()) if i % 4 != 3], classes()[3::4]
-    teacher = Teachers(fitted / "teacher", [range(4)], 20)
+    report, classes = report_of(fitted), [Prompt(label) for label in range(10)]
+    assert KTSFittedFlowMatchScheduler.from_pretrained(fitted / "scheduler").fitted_steps == [4, 6]
+    sampler = Sampler(find_model("generalizing"), SamplingSettings(model="generalizing"), torch.device("cpu"))
+    runs = Runs(sampler, [], classes[3::4], 4)  # every fourth prompt is held out
+    teacher, check = Teachers(fitted / "teacher", [range(4)], 20), range(8, 12)
     for fit in report["fits"]:
-        end, _ = runs.run(range(8, 12), scheduler, fit["num_inference_steps"])
-        error = float(distances(end, teacher.states(range(8, 12), 1.0)).mean())
-        assert fit["errors"]["fitted"]["mean"] == pytest.approx(error, rel=1e-4)
         scheduler = KTSFittedFlowMatchScheduler.from_pretrained(fitted / "scheduler")
+        end, _ = runs.run(check, scheduler, fit["num_inference_steps"])
+        error = float(distances(end, teacher.states(check, 1.0)).mean())
+        assert fit["errors"]["fitted"]["mean"] == pytest.approx(error, rel=1e-4)
         assert fit["errors"]["fitted"]["low"] <= error <= fit["errors"]["fitted"]["high"]
         tried = [value for _, value in fit["shrinkages"]]
-        assert min(tried) <= min(value for _, value in fit["exponents"])  # never worse than plain weights on the chosen grid
+        assert min(tried) <= min(value for _, value in fit["exponents"])  # plain weights on the chosen grid are among them
     page = (fitted / "report.html").read_text()
     assert all(sentence.split(";")[0] in page for sentence in report["verdict"]) and page.count("data:image/png") == 2
-
-
-def find(name):
-    from diffusers_kts.sampling.find import find_model
-
-    return find_model(name)
-
-
-def classes():
-    return [Prompt(label) for label in range(10)]
 
 
 def test_a_stopped_fit_resumes_with_the_same_report(fitted, tmp_path, kts):
