@@ -46,6 +46,7 @@ from diffusers_kts.fit.runs import Runs
 from diffusers_kts.fit.study import Study
 from diffusers_kts.fit.teacher import Teachers, solver
 from diffusers_kts.gain import Gain
+from diffusers_kts.memorization.fraction import measure_memorization, memorized_fraction
 from diffusers_kts.sampling.find import find_model
 from diffusers_kts.sampling.prompts import Prompt
 from diffusers_kts.sampling.sampler import Sampler
@@ -268,8 +269,10 @@ def elsewhere(bench: Bench, fit: dict[str, Any]) -> list[float]:
     return bench.errors(lambda: solver(bench.own, fit["flow_times"], fit["weights"]), len(fit["weights"])).tolist()
 
 
-def quality(bench: Bench, fit: dict[str, Any], judge: Judge, training: torch.Tensor, count: int) -> list[dict[str, Any]]:
-    """F_mem, Frechet distance and class accuracy on other noises, at equal calls and with 100 Euler steps."""
+def quality(
+    bench: Bench, fit: dict[str, Any], judge: Judge | None, training: torch.Tensor, count: int
+) -> list[dict[str, Any]]:
+    """F_mem, with a judge also Frechet distance and accuracy, on other noises, at equal calls and with 100 Euler steps."""
     off, first = PRESETS["off"], bench.test[-1].stop + (-bench.test[-1].stop) % 10
     makes: dict[str, tuple[Callable[[], Any], int]] = {
         "Euler, 100 calls": (lambda: solver(bench.own, [i / 100 for i in range(101)], 1), 100),
@@ -284,11 +287,12 @@ def quality(bench: Bench, fit: dict[str, Any], judge: Judge, training: torch.Ten
             block = range(start, min(start + 20, first + count))
             _, drawn = bench.runs.run(block, make(), steps, decode=True)
             parts.append(drawn.images)
-        verdict = judge([torch.cat(parts)], training)
-        f_mem = verdict.f_mem.fraction
-        found.append(
-            {"sampler": name, "calls": steps, "f_mem": f_mem, "frechet": verdict.frechet, "accuracy": verdict.accuracy}
-        )
+        share = memorized_fraction(measure_memorization(torch.cat(parts), training).is_memorized)
+        row = {"sampler": name, "calls": steps, "f_mem": share.fraction, "low": share.low, "high": share.high}
+        if judge is not None:
+            verdict = judge([torch.cat(parts)], training)
+            row |= {"frechet": verdict.frechet, "accuracy": verdict.accuracy}
+        found.append(row)
     return found
 
 
@@ -410,7 +414,7 @@ def bars(name: str, found: dict[int, Any]) -> list[dict[str, Any]]:
 
 
 def in_words(bar: dict[str, Any]) -> list[str]:
-    value = "none of these" if bar["value"] is None else f"{bar['value']:.2f}" if bar["typical"] else str(bar["value"])
+    value = "none of these" if bar["value"] is None else f"{bar['value']:.3f}" if bar["typical"] else str(bar["value"])
     typical = "{:.2f} ({:.2f}-{:.2f})".format(*bar["typical"]) if bar["typical"] else ""
     return [bar["case"], bar["bar"], value, typical, "yes" if bar["reached"] else "**no**"]
 
@@ -450,19 +454,14 @@ def page(
                 answers = "; ".join(f"{row['of']}: {cell(row['errors'])}" for row in own[key])
                 parts.append(f"{question}, at 8 calls: {answers}.")
         for label, errors in own["elsewhere"].items():
-            parts.append(f"{label}, at 8 calls: {cell(errors)}.")
+            parts.append(f"{label[0].upper()}{label[1:]}, at 8 calls: {cell(errors)}.")
         if own["quality"]:
-            rows = [
-                [
-                    row["sampler"],
-                    row["calls"],
-                    f"{row['f_mem']:.1%}",
-                    f"{row['frechet']:.2f}",
-                    f"{row['accuracy']:.1%}",
-                ]
-                for row in own["quality"]
-            ]
-            parts.append(table(["sampler", "calls", "F_mem", "FD", "class accuracy"], rows))
+            rows = []
+            for row in own["quality"]:
+                cells = [row["sampler"], row["calls"], f"{row['f_mem']:.1%} ({row['low']:.1%}-{row['high']:.1%})"]
+                rows.append(cells + ([f"{row['frechet']:.2f}", f"{row['accuracy']:.1%}"] if "frechet" in row else []))
+            header = ["sampler", "calls", "F_mem (95 %)", "FD", "class accuracy"]
+            parts.append(table(header[: len(rows[0])], rows))
     return "\n\n".join(parts)
 
 
@@ -471,7 +470,9 @@ def main() -> None:
     options.set_defaults(seeds=[0], num_samples=48)
     options.add_argument("--cases", type=int, nargs="+", default=list(range(len(CASES))), help="numbers of the cases")
     options.add_argument("--counts", type=int, nargs="+", default=list(COUNTS), help="network calls")
-    options.add_argument("--judged", type=int, default=300, help="samples for F_mem and the Frechet distance; 0 for neither")
+    options.add_argument(
+        "--judged", type=int, default=300, help="samples for F_mem and, with --epochs above 0, the Frechet distance"
+    )
     options.add_argument("--small", action="store_true", help="few short trajectories, to try the script")
     args, began = options.parse_args(), time.time()
     cache = args.cache / "fitted_sampling"
@@ -484,10 +485,8 @@ def main() -> None:
     }
     if args.draw_only:
         return
-    judge = None
-    if args.judged:
-        data = load_data(args.data)
-        judge = Judge(Classifier(data, args.epochs, args.cache), data.x_test)
+    data = load_data(args.data)
+    judge = Judge(Classifier(data, args.epochs, args.cache), data.x_test) if args.judged and args.epochs else None
     further: dict[str, Any] = {}
     for name, bench in benches.items():
         fit, model = results[name][AT]["fit"], bench.case.model
@@ -503,7 +502,7 @@ def main() -> None:
             own["histories"] = kept(cache, f"{bench.name}-histories", partial(histories, bench))
             apart = kept(cache, f"{bench.name}-classes", partial(other_classes, bench.case, cache, fit))
             own["elsewhere"] |= {f"classes 5 to 9, {label}": errors for label, errors in apart.items()}
-            if judge is not None:
+            if args.judged and (judge is not None or model == "memorizing"):
                 training = load_model(model, data).training
                 work = partial(quality, bench, fit, judge, training, args.judged)
                 own["quality"] = kept(cache, f"{bench.name}-quality", work)

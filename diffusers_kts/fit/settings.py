@@ -33,7 +33,7 @@ class FitSettings(SamplingSettings, PromptSettings):
         (8,), "Network calls of a sample to fit for, or several: 6,8,12. At least 2.", SAMPLING, identity=False, kind=str,
         parse=_counts,
     )  # fmt: skip
-    num_trajectories: int = setting(32, "Trajectories to fit to.", SAMPLING, least=2)
+    num_trajectories: int = setting(16, "Trajectories to fit to.", SAMPLING, least=2)
     num_held_out: int = setting(
         32, "Further ones: half of them choose, half of them check. An even number.", SAMPLING, least=4
     )

@@ -239,7 +239,7 @@ def test_a_step_of_euler_costs_what_it_misses(bench, tmp_path):
 
 @pytest.mark.slow
 def test_fitted_sampling_writes_its_page(bench, monkeypatch, tmp_path, cache):
-    few = ["--small", "--cases", 1, "--counts", 8, "--judged", 10, "--num-samples", 2]
+    few = ["--small", "--cases", 1, "--counts", 8, "--judged", 10, "--epochs", 0]
     result = run(bench.fitted_sampling, monkeypatch, tmp_path, cache, *few)
     (bar,), (case,) = result["bars"], result["cases"]
     errors = case["fits"]["8"]["errors"]
