@@ -91,7 +91,7 @@ CASES = (
     Case("memorizing", 1.0),
     Case("generalizing", 2.0),
     Case("emoji-memorizing", 1.0, 16, 8, 16, teacher_steps=100, batch_size=8, counts=(8, 12, 20, 28)),
-    Case("emoji-memorizing", 4.0, 16, 8, 16, teacher_steps=100, batch_size=8, counts=(8, 12, 20, 28)),
+    Case("emoji-memorizing", 4.0, 16, 8, 16, teacher_steps=100, batch_size=8, counts=(8, 20)),
 )
 
 
@@ -356,17 +356,21 @@ def _errors(part: Any) -> Any:
 
 
 def plot_errors(results: dict[str, dict[int, Any]], path: Path) -> None:
-    figure = Figure(figsize=(5.6 * len(results), 5.4), layout="constrained")
-    for axes, (name, found) in zip(figure.subplots(1, len(results), squeeze=False)[0], results.items(), strict=True):
+    columns, rows = min(3, len(results)), -(-len(results) // 3)
+    figure = Figure(figsize=(4.8 * columns, 4.4 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes in panels[len(results) :]:
+        axes.set_axis_off()
+    for axes, (name, found) in zip(panels, results.items(), strict=False):
         labels = list(next(iter(found.values()))["errors"])
         for label, (color, style) in zip(labels, STYLES, strict=False):
             means = [float(np.mean(found[n]["errors"][label])) for n in found]
             width = 2.6 if label == FITTED else 1.1
             axes.plot(list(found), means, style, color=color, label=label, linewidth=width, markersize=4)
-        axes.set(xlabel="network calls", ylabel="mean RMS distance to the teacher", title=name, xscale="log", yscale="log")
+        axes.set(xlabel="network calls", ylabel="mean error", title=name, xscale="log", yscale="log")
         axes.set_xticks(list(found), [str(n) for n in found])
         axes.minorticks_off()
-    figure.axes[0].legend(frameon=False, fontsize=7)
+    panels[0].legend(frameon=False, fontsize=6)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 
