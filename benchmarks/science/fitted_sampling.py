@@ -91,7 +91,7 @@ CASES = (
     Case("memorizing", 1.0),
     Case("generalizing", 2.0),
     Case("emoji-memorizing", 1.0, 16, 8, 16, teacher_steps=100, batch_size=8, counts=(8, 12, 20, 28)),
-    Case("emoji-memorizing", 4.0, 16, 8, 16, teacher_steps=100, batch_size=8, counts=(8, 20)),
+    Case("emoji-memorizing", 4.0, 16, 8, 16, teacher_steps=100, batch_size=8, counts=(8, 12, 20)),
 )
 
 
