@@ -1,6 +1,6 @@
 """Fitted sampling against other samplers at equal network calls, on the embedded models.
 
-    python -m benchmarks.science.fitted_sampling --data fashion_mnist.npz
+    python -m benchmarks.science.fitted_sampling --data fashion_mnist.npz --judged 200 --epochs 0
 
 The error of a sample is the RMS distance of its latents to where a run of many small steps (the teacher) takes the same noise;
 tables hold its mean over held-out noises, with 95 % bootstrap intervals. Fits are those of ``kts fit``: trajectories to fit
