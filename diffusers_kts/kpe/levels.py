@@ -1,6 +1,7 @@
 """What steps must know of a schedule, on the host, so that they need not wait for the device to learn it."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -9,9 +10,9 @@ import torch
 class Levels:
     """The numbers of a 1-D tensor, and a way to tell whether it still holds them.
 
-    Some pipelines replace `sigmas` after `set_timesteps`, others (Cosmos) write into them. The same object at the same version
-    holds the same numbers, unless somebody wrote through ``.data``. Otherwise the numbers are compared on the CPU; on another
-    device, where reading them would wait, they count as others.
+    Some pipelines replace `sigmas` after `set_timesteps`, others (Cosmos) write into them, and callbacks write through ``.data``
+    or numpy, which no version counts. On the CPU the numbers are compared; on another device, where reading them would wait, the
+    same object at the same version holds the same numbers.
 
     Attributes:
         tensor: (N,) the tensor read.
@@ -30,10 +31,17 @@ class Levels:
 
     def are_of(self, tensor: torch.Tensor) -> bool:
         """Whether ``tensor`` holds these numbers; asked at every step."""
-        same = tensor is self.tensor and _version(tensor) == self.version
-        if tensor.is_cpu and (not same or self.version < 0):
+        if not tensor.is_cpu:
+            return tensor is self.tensor and _version(tensor) == self.version
+        try:
+            return tensor.dtype == self.copy.dtype and torch.equal(tensor, self.copy)
+        except RuntimeError:  # of torch 2.6 within torch.func.jvp
             return _numbers(tensor) == self.numbers
-        return same
+
+    @cached_property
+    def copy(self) -> torch.Tensor:
+        """The numbers, on the CPU, where comparing tensors is quicker than comparing lists."""
+        return torch.tensor(self.numbers, dtype=self.tensor.dtype)
 
 
 def _numbers(tensor: torch.Tensor) -> list[float]:

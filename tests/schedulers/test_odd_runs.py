@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import torch
-from diffusers import FluxInpaintPipeline
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxInpaintPipeline
 from shaped_reference import field, noise, run
 from tiny_pipelines import _build, _flux_components, call_kwargs, tiny_sd3_img2img
 
@@ -53,6 +53,31 @@ def test_a_second_run_starts_afresh(cls):
     assert torch.equal(ends[0], ends[2]) and not torch.equal(ends[0], ends[1])
     assert torch.equal(energies[0].power, energies[2].power)
     assert len(energies[1].gains) == len(scheduler.gains) + 4 * (2 if cls is KTSFlowMatchHeunScheduler else 1)
+
+
+EDITS = {"data": lambda sigmas: sigmas.data, "numpy": lambda sigmas: sigmas.numpy(), "in place": lambda sigmas: sigmas}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_steps_follow_an_edit_of_the_levels_and_the_next_schedule_does_not(edit):
+    """Callbacks write into `sigmas` while it runs, also where no version counts it (diffusers issues 10112, 7904)."""
+
+    def ends(cls, **shaping):
+        scheduler, found = cls(**shaping), []
+        for edited in (True, False):
+            scheduler.set_timesteps(6)
+            x = noise()
+            for i, timestep in enumerate(scheduler.timesteps):
+                if edited and i == 2:
+                    EDITS[edit](scheduler.sigmas)[3] *= 0.9
+                x = scheduler.step(torch.sin(2 * x + i), timestep, x, return_dict=False)[0]
+            found.append(x)
+        return found
+
+    for ours, stock in zip(
+        ends(KTSFlowMatchScheduler, alpha_0=1e-9, beta_0=0.0), ends(FlowMatchEulerDiscreteScheduler), strict=True
+    ):
+        torch.testing.assert_close(ours, stock, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("cls", CLASSES)

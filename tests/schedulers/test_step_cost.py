@@ -206,8 +206,8 @@ def test_operations_of_a_step():
     stepped(scheduler, x, x)
     with torch.no_grad(), Traffic() as traffic:
         stepped(scheduler, x, x)
-    # the step, the norms of the rows, and, the sum of their squares
-    assert traffic.calls == ["addcmul", "linalg_vector_norm", "pow", "sum"]
+    # the levels compared, the step, the norms of the rows, and the sum of their squares
+    assert traffic.calls == ["equal", "addcmul", "linalg_vector_norm", "pow", "sum"]
 
 
 def test_the_record_grows_beyond_the_schedule_and_belongs_to_its_scheduler():
