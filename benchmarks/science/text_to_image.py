@@ -93,6 +93,22 @@ def accuracy(ranks: torch.Tensor) -> dict[str, Any]:
     return {"top1": share(ranks < 1), "top5": share(ranks < 5)}
 
 
+def memorizing(model: Path, folder: Path) -> dict[str, Any]:
+    """F_mem of the memorizing model, a plain sample of each training caption; pictures go to ``folder``."""
+    with np.load(model / "training_images.npz") as archive:
+        images, captions = archive["images"], archive["captions"].tolist()
+    painter, result = Painter(model), {"n_training": len(images)}
+    for scale in (1.0, 2.0):
+        pictures = painter(captions, scale, seed=4)
+        found = measure_memorization(as_pixels(pictures), as_pixels(images))
+        own_image = (found.indices[:, 0] == torch.arange(len(images))).float().mean().item()
+        result[f"guidance {scale:g}"] = {"f_mem": share(found.is_memorized), "nearest_is_own": own_image}
+        print(f"memorizing, guidance {scale:g}: {result[f'guidance {scale:g}']}", flush=True)
+        both = np.stack([pictures[:64], images[found.indices[:64, 0]]], 1).reshape(-1, 64, 64, 3)
+        save_grid(both, folder / f"text_to_image-memorizing-{scale:g}.png", 16)
+    return result
+
+
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="an .npz file, or the folder with the two npm tarballs")
@@ -102,6 +118,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--num-seen", type=int, default=400, help="prompts of training pairs at the chosen scale")
     parser.add_argument("--views", type=int, default=10, help="augmented views of each real picture for the judge")
     parser.add_argument("--views-file", type=Path, help="where the features of these views are kept")
+    parser.add_argument("--only-memorizing", action="store_true", help="measure F_mem again, keep the other numbers")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=HERE)
     return parser.parse_args()
@@ -110,6 +127,11 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     began = time.time()
+    if args.only_memorizing:
+        result = json.loads((args.output / "results" / "text_to_image.json").read_text())
+        result["memorizing"] = memorizing(args.memorizing, args.output / "results")
+        result["memorizing"]["environment"] = environment(began)
+        return write_json(args.output, "text_to_image", result)
     data = load_emoji(args.data)
     pairs = {pair: rows[0] for pair, rows in pairs_of(data).items()}
     concepts = sorted({concept for _, concept in pairs})
@@ -195,22 +217,8 @@ def main() -> None:
         "real": frechet_distance(real[some[: len(ours)]], real[some[len(ours) :]]),
     }
 
-    # the memorizing model
     if (args.memorizing / "training_images.npz").exists():
-        with np.load(args.memorizing / "training_images.npz") as archive:
-            images, captions = archive["images"], archive["captions"].tolist()
-        painter = Painter(args.memorizing)
-        result["memorizing"] = {"n_training": len(images)}
-        for scale in (1.0, 2.0):
-            pictures = painter(captions, scale, seed=4)
-            found = measure_memorization(as_pixels(pictures), as_pixels(images))
-            own_image = (found.indices[:, 0] == torch.arange(len(images))).float().mean().item()
-            result["memorizing"][f"guidance {scale:g}"] = {"f_mem": share(found.is_memorized), "nearest_is_own": own_image}
-            print(f"memorizing, guidance {scale:g}: {result['memorizing'][f'guidance {scale:g}']}", flush=True)
-            nearest = images[found.indices[:, 0]]
-            both = np.stack([pictures[:64], nearest[:64]], 1).reshape(-1, 64, 64, 3)
-            save_grid(both, folder / f"text_to_image-memorizing-{scale:g}.png", 16)
-
+        result["memorizing"] = memorizing(args.memorizing, folder)
     result["environment"] = environment(began)
     write_json(args.output, "text_to_image", result)
     print(f"wrote {folder / 'text_to_image.json'}")

@@ -4,7 +4,8 @@
 
 Every sampler draws each of the 1,024 training captions once, from the same noise. What counts was fixed before the run:
 
-* The guidance scale is 1, and the one of `SCALES` above 1 with the best top-1 of the judge on 200 captions (plain, 20 steps).
+* Guidance scales are 1 and, with ``--best-guidance``, the one of `SCALES` with the best top-1 of the judge on 200 captions
+  (plain, 20 steps).
 * Judge: share of pictures whose concept is first among all 1,910 (`concept_judge`); the same for real pictures.
 * FD: Frechet distance, in the judge's features, to the real pictures of that style that the model was *not* trained on. The
   training pictures themselves have the distance given as floor: a model that repeats them all has that.
@@ -73,6 +74,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--data", required=True, help="an .npz file, or the folder with the two npm tarballs")
     parser.add_argument("--model", type=Path, default=MODELS / "emoji-memorizing")
     parser.add_argument("--views", type=int, default=6, help="augmented views of each real picture for the judge")
+    parser.add_argument("--num-inference-steps", dest="steps", type=int, nargs="+", default=list(STEPS))
+    parser.add_argument("--best-guidance", action="store_true", help="also at the best guidance scale above 1")
     parser.add_argument("--num-samples", type=int, help="captions; default: all")
     parser.add_argument("--cache", type=Path, default=HERE / "cache" / "text_to_image_shaping")
     parser.add_argument("--output", type=Path, default=HERE)
@@ -135,16 +138,16 @@ def main() -> None:
             top[scale] = float((judge.ranks(features(as_pixels(pictures)), own[:200]) < 1).float().mean())
         return top
 
-    by_scale = kept("by_scale", choose)
-    best = max(SCALES, key=lambda scale: (by_scale[scale], -scale))
+    by_scale = kept("by_scale", choose) if args.best_guidance else {}
+    scales = [1.0, *([max(SCALES, key=lambda scale: (by_scale[scale], -scale))] if by_scale else [])]
     result: dict[str, Any] = {
-        "num_samples": len(captions), "seeds": [5], "guidance_scale": best,
+        "num_samples": len(captions), "seeds": [5], "guidance_scales": scales,
         "top1_by_scale": {str(scale): top1 for scale, top1 in by_scale.items()},
         "real_top1": share(judge.ranks(real[rows], own) < 1), "floor": frechet_distance(real[rows], others), "rows": [],
     }  # fmt: skip
     tests: list[float] = []
-    for scale in (1.0, best):
-        for steps in STEPS:
+    for scale in scales:
+        for steps in args.steps:
             plain: Any = None
             for preset in PRESETS:
                 m = kept(f"{preset}-{steps}-{scale:g}", lambda s=scale, n=steps, p=preset: measured(s, n, p))
