@@ -10,9 +10,9 @@ import torch
 class Levels:
     """The numbers of a 1-D tensor, and a way to tell whether it still holds them.
 
-    Some pipelines replace `sigmas` after `set_timesteps`, others (Cosmos) write into them, and callbacks write through ``.data``
-    or numpy, which no version counts. On the CPU the numbers are compared; on another device, where reading them would wait, the
-    same object at the same version holds the same numbers.
+    Some pipelines replace `sigmas` after `set_timesteps`, others (Cosmos) write into them, and callbacks write through
+    ``.data`` or numpy, which no version counts. On the CPU the numbers are compared; on another device, where reading them
+    would wait, the same object at the same version holds the same numbers.
 
     Attributes:
         tensor: (N,) the tensor read.

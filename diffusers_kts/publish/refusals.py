@@ -14,7 +14,7 @@ MAX_FILES = 100_000  # of a repository, as the Hub advises
 MAX_IN_FOLDER = 10_000
 # what a published folder is made of; anything else has come there by accident
 SUFFIXES = {".md", ".py", ".json", ".jsonl", ".txt", ".csv", ".yaml", ".yml", ".jinja", ".model", ".npz", ".safetensors"}
-SUFFIXES |= {".png", ".jpg", ".jpeg", ".webp", ".gif", ".svg", ".mp4", ".tar", ".parquet", ".typed", ".html"}
+SUFFIXES |= {".png", ".jpg", ".jpeg", ".webp", ".gif", ".svg", ".mp4", ".tar", ".parquet", ".typed", ".html", ".css"}
 NAMES = re.compile(r"^(LICENSE|LICENCE|NOTICE|CITATION)[\w.-]*$|^\.gitattributes$", re.IGNORECASE)
 PRIVATE_NAMES = re.compile(
     r"^(\.env.*|\.netrc|\.git|\.git-credentials|\.ssh|id_(rsa|dsa|ecdsa|ed25519)|.*\.(pem|p12|key|keystore))$"
