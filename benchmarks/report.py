@@ -19,6 +19,7 @@ TITLES = {
     "memorization_score": "A memorization score from the trajectory alone",
     "text_to_image_shaping": "What shaping does to a text-to-image model",
     "detector": "A detector of memorized samples",
+    "matched_launch": "A launch matched to what a model lacks",
     "tuning": "Settings that kts tune recommends",
     "excess": "What the path energy measures, and its excess",
     "adaptive": "Gains per sample: energy budget and turning",

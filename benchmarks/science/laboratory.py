@@ -87,6 +87,7 @@ class Sampler:
     early_schedule: str = "linear"
     late_schedule: str = "exponential"
     touchdown: float | None = None
+    gain: tuple[float, ...] | None = None
     steps: int = 100
     grid: str = "uniform"
     solver: str = "euler"
@@ -100,6 +101,10 @@ class Sampler:
             del settings["early_schedule"]
         if not self.beta_0:
             del settings["late_schedule"]
+        if self.gain is None:
+            del settings["gain"]
+        else:
+            settings["gain"] = hashlib.sha256(repr(self.gain).encode()).hexdigest()[:12]
         return "-".join(f"{name}={value}" for name, value in settings.items())
 
     def sigmas(self) -> list[float]:
@@ -130,7 +135,7 @@ class Sampler:
 
     def scheduler(self) -> KTSFlowMatchScheduler:
         """With its timesteps set."""
-        shaping = {f.name: getattr(self, f.name) for f in fields(self)[:6]}
+        shaping = {f.name: getattr(self, f.name) for f in fields(self)[:7]}
         scheduler = {"euler": KTSFlowMatchScheduler, "heun": KTSFlowMatchHeunScheduler}[self.solver](**shaping)
         scheduler.set_timesteps(sigmas=self.sigmas())
         return scheduler
@@ -257,7 +262,7 @@ class Laboratory:
 
     def _integrate(self, sampler: Sampler, seed: int, block: range) -> Draw:
         labels, draw = torch.tensor(block) % NUM_CLASSES, Draw.start(self.noise(seed, block))
-        if sampler.solver == "euler" and sampler.touchdown is None:  # samplers with the same launch share it
+        if sampler.solver == "euler" and sampler.touchdown is sampler.gain is None:  # samplers with the same launch share it
             t = flow_times(sampler.scheduler().sigmas, marks=[sampler.tau_split])
             launch, stop = replace(sampler, beta_0=0.0), int((t < sampler.tau_split).sum())
             work = functools.partial(integrate, self.model.network, launch, labels, draw, stop)

@@ -27,6 +27,7 @@ from scipy.stats import binomtest
 
 from benchmarks.report import HERE, environment, write_page
 from benchmarks.science.concept_judge import ConceptJudge, Features, as_pixels, augmented, reconstructed
+from benchmarks.science.statistics import holm
 from benchmarks.science.text_to_image import MODELS, Painter, share
 from diffusers_kts import PRESETS, KTSFlowMatchScheduler
 from diffusers_kts.features.frechet import frechet_distance
@@ -58,15 +59,6 @@ class Drawer(Painter):
         finally:
             self.pipeline.scheduler, self.more = stock, {}
         return pictures, torch.cat(energies)
-
-
-def holm(p_values: list[float]) -> list[float]:
-    """Corrected after Holm (1979)."""
-    order, corrected, worst = np.argsort(p_values), [0.0] * len(p_values), 0.0
-    for rank, i in enumerate(order):
-        worst = max(worst, min(1.0, p_values[i] * (len(p_values) - rank)))
-        corrected[i] = worst
-    return corrected
 
 
 def parse_args() -> argparse.Namespace:
