@@ -7,10 +7,10 @@ check:
 	lint-imports
 
 test:
-	python -m pytest -q
+	python -m pytest -q -n 2
 
 test-fast:
-	python -m pytest -q -m "not slow and not browser"
+	python -m pytest -q -n 2 -m "not slow and not browser"
 
 docs:
 	python tools/cli_reference.py
