@@ -76,6 +76,7 @@ class Case:
     batch_size: int = 16
     counts: tuple[int, ...] = COUNTS
     other_classes: bool = False
+    size: int | None = None  # pixels across, the pipeline's own unless given
 
     @property
     def name(self) -> str:
@@ -100,7 +101,8 @@ class Bench:
 
     def __init__(self, case: Case, cache: Path, name: str = "") -> None:
         folder = find_model(case.model)
-        settings = SamplingSettings(model=case.model, guidance_scale=case.guidance_scale, batch_size=case.batch_size)
+        settings = SamplingSettings(model=case.model, guidance_scale=case.guidance_scale, batch_size=case.batch_size,
+                                    height=case.size, width=case.size)  # fmt: skip
         self.case, self.sampler = case, Sampler(folder, settings, torch.device("cpu"))
         self.runs = Runs(self.sampler, *subjects(case), case.fitted + case.choice * case.other_classes)
         first, second, third = np.cumsum([case.fitted, case.choice, case.test]).tolist()
@@ -302,16 +304,12 @@ def quality(
     return found
 
 
-def other_classes(case: Case, cache: Path, fit_to_all: dict[str, Any]) -> dict[str, list[float]]:
-    """Errors on the last five classes with a fit to the first five, with one to all, and of UniPC."""
-    bench = Bench(replace(case, other_classes=True), cache, f"{case.file_name}-apart")
+def apart(case: Case, name: str, cache: Path, labels: tuple[str, str], fit: dict[str, Any]) -> dict[str, list[float]]:
+    """Errors in another case than ``fit`` was made for: with a fit of this case and with ``fit``, and of UniPC."""
+    bench = Bench(case, cache, name)
     own = bench.study(HISTORY).fit(AT)["fit"]
     unipc = partial(KTSUniPCMultistepScheduler.from_config, bench.own.config, **PRESETS["off"])
-    return {
-        "fitted to classes 0 to 4": elsewhere(bench, own),
-        "fitted to all": elsewhere(bench, fit_to_all),
-        UNIPC: bench.errors(unipc, AT).tolist(),
-    }
+    return {labels[0]: elsewhere(bench, own), labels[1]: elsewhere(bench, fit), UNIPC: bench.errors(unipc, AT).tolist()}
 
 
 def step_costs_in_time(steps: int = 20, rounds: int = 7) -> list[dict[str, Any]]:
@@ -507,12 +505,17 @@ def main() -> None:
                 scale = benches[other].case.guidance_scale
                 work = partial(elsewhere, bench, found[AT]["fit"])
                 own["elsewhere"][f"fitted at guidance {scale:g}"] = kept(cache, f"{bench.name}-from-{scale:g}", work)
-        if not model.startswith("emoji") and bench.case.guidance_scale == 1:  # where the network is cheap
-            own["few"] = kept(cache, f"{bench.name}-few", partial(few_trajectories, bench))
-            own["histories"] = kept(cache, f"{bench.name}-histories", partial(histories, bench))
-            apart = kept(cache, f"{bench.name}-classes", partial(other_classes, bench.case, cache, fit))
-            own["elsewhere"] |= {f"classes 5 to 9, {label}": errors for label, errors in apart.items()}
         grey = not model.startswith("emoji")
+        if bench.case.guidance_scale == 1:
+            if grey:  # where the network is cheap
+                own["few"] = kept(cache, f"{bench.name}-few", partial(few_trajectories, bench))
+                own["histories"] = kept(cache, f"{bench.name}-histories", partial(histories, bench))
+                where, labels, case = "classes", ("fitted to classes 0 to 4", "fitted to all"), {"other_classes": True}
+            else:
+                where, labels, case = "48 pixels", ("fitted at 48 pixels", "fitted at 64"), {"size": 48}
+            work = partial(apart, replace(bench.case, **case), f"{bench.name}-apart", cache, labels, fit)
+            there = kept(cache, f"{bench.name}-{where.replace(' ', '-')}", work)
+            own["elsewhere"] |= {f"{'classes 5 to 9' if grey else where}, {label}": there[label] for label in there}
         if args.judged and (model != "generalizing" or judge is not None):
             training = load_model(model, data).training if grey else emoji_of(model)[0]
             work = partial(quality, bench, fit, judge if grey else None, training, args.judged)
