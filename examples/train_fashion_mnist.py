@@ -15,9 +15,9 @@ This is the script behind the two models that ship inside ``diffusers_kts``:
 
 ``--data`` takes an ``.npz`` with ``x_train`` (n, 28, 28) uint8 and ``y_train`` (n,), or ``hub``, which downloads
 ``zalando-datasets/fashion_mnist`` with the ``datasets`` library. Stop the script at any time: started again with the same
-arguments it goes on from its last checkpoint, and draws the batches that an uninterrupted run would have drawn.
+arguments it resumes from its last checkpoint, and draws the batches that an uninterrupted run would have drawn.
 
-The path is ``x_t = t x_1 + (1 - t) x_0`` with ``sigma = 1 - t``; the network is told ``1000 sigma`` and learns
+The path is ``x_t = t x_1 + (1 - t) x_0`` with ``sigma = 1 - t``; the network gets ``1000 sigma`` and learns
 ``dx/dsigma = x_0 - x_1``, which is what diffusers' flow schedulers integrate. ``sigma`` is drawn from a logit-normal.
 """
 

@@ -28,10 +28,10 @@ More compute makes a better model of the same size. On a GPU, from the weights t
         --learning-rate 5e-4 --warmup 1000 --ema-decay 0.9995 --mixed-precision bf16 --compile --sample-every 2000
 
 With ``--init-from`` the optimizer starts afresh, and the pairs held out are again those of ``--seed``. Stop the script at any
-time: started again with the same arguments it goes on from its last checkpoint, and draws the batches that an uninterrupted
+time: started again with the same arguments it resumes from its last checkpoint, and draws the batches that an uninterrupted
 run would have drawn, whatever the number of processes. The pipeline in ``OUTPUT/pipeline`` is that of the last samples.
 
-The path is ``x_sigma = (1 - sigma) x + sigma noise`` with sigma from a logit-normal; the network is told ``1000 sigma`` and
+The path is ``x_sigma = (1 - sigma) x + sigma noise`` with sigma from a logit-normal; the network gets ``1000 sigma`` and
 learns ``noise - x``, which diffusers' flow schedulers integrate.
 """
 
@@ -554,7 +554,7 @@ def train_flow(accelerator: Accelerator, args: argparse.Namespace, data: dict[st
 
 
 def save_pipeline(model: TextToImage, vae: AutoencoderKL, tokenizers: list[CLIPTokenizer], folder: Path) -> None:
-    """The stock pipeline in half precision, written beside and then moved to ``folder``."""
+    """The stock pipeline in half precision, written next to ``folder`` and then moved to ``folder``."""
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     halves = []
@@ -633,7 +633,7 @@ def parse_args() -> argparse.Namespace:
     flow.add_argument("--max-tokens", type=int, default=20, help="captions that are longer are cut")
     flow.add_argument("--caption-dropout", type=float, default=0.1, help="share of captions hidden, for guidance")
     flow.add_argument("--held-out", type=int, default=200, help="pairs (style, concept) never shown")
-    flow.add_argument("--num-images", type=int, help="train on so many pictures of one style only")
+    flow.add_argument("--num-images", type=int, help="train on this many pictures, of one style only")
     flow.add_argument("--style", choices=sorted(TARBALLS), default="noto", help="with --num-images")
     flow.add_argument("--min-distance", type=float, default=0.1, help="with --num-images: RMS between any two pictures")
     flow.add_argument("--compile", action="store_true", help="with torch.compile: a third faster on the CPU")

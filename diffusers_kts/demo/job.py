@@ -211,6 +211,6 @@ def _draw_pictures(folder: Path, results: dict[str, SamplerResult], training: to
             training,
             {heading: r.distances for heading, r in by_heading.items() if r.distances is not None},
             {heading: r.indices for heading, r in by_heading.items() if r.indices is not None},
-            "Closest to the training images, each beside its two nearest; number: d1/d2, framed below 1/3 (memorized)",
+            "Closest to the training images, each next to its two nearest; number: d1/d2, framed below 1/3 (memorized)",
         )
         figure.savefig(folder / "neighbors.png", dpi=150)

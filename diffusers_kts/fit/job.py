@@ -40,7 +40,7 @@ from .teacher import Teachers, solver
 MANIFEST, TEACHERS, FITS, SCHEDULER = "fit.json", "teacher", "fits", "scheduler"
 FILES = ("report.html", "report.json", SCHEDULER)
 ORDER = (FITTED, *OTHERS, GRID)
-EVERY = 4  # one prompt of so many is held out
+EVERY = 4  # every fourth prompt is held out
 
 
 @dataclass

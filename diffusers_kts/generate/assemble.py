@@ -22,7 +22,7 @@ def assemble(
     blocks: Iterable[int],
     write_card: Callable[[dict[str, int]], None] | None,
 ) -> dict[str, int]:
-    """Write them anew from the records of ``blocks``, and the card; returns the numbers `SUMS`."""
+    """Write them again from the records of ``blocks``, and the card; returns the numbers `SUMS`."""
     blocks = sorted(blocks)
     sums = dict.fromkeys(SUMS, 0) | {"blocks": len(blocks)}
     names = ([METADATA] if format == "imagefolder" else []) + ([CANDIDATES] if selection else [])

@@ -1,4 +1,4 @@
-"""Two rules that give every sample a gain of its own, from the record of its run so far. Tensors only; ours.
+"""Two rules that give every sample its own gain, from the record of its run so far. Tensors only; not from the paper.
 
 Every row goes by itself, and nothing waits for the device.
 """

@@ -91,7 +91,7 @@ class Setting:
 class KTSSchedulerMixin:
     """Goes before a diffusers scheduler; the result integrates ``dX/dt = eta(t) v(X, t)`` in its place.
 
-    The configuration is the only truth about settings: `shaping` and `plan` are made from it, and made anew once it or the
+    The configuration is the only truth about settings: `shaping` and `plan` are made from it, and made again once it or the
     schedule has changed. A subclass calls `begin_run` at the end of `set_timesteps` and `observe` in `step`, moves by
     `plan.gains`, and refuses what cannot be shaped in `check_configuration`.
 
@@ -99,7 +99,7 @@ class KTSSchedulerMixin:
         recorder: collects the energy, see `kpe`.
         setting_names: settings that the record keeps.
         quadrature: rule that adds up the powers.
-        marks: flow times at which something changes, beside those of `shaping`; levels that just miss one are put on it.
+        marks: flow times at which something changes, in addition to those of `shaping`; levels that just miss one are put on it.
         levels_are_free: whether the network understands noise levels between those of the schedule.
         stride: evaluations per step in `sigmas`.
     """

@@ -48,7 +48,7 @@ class ShapingPlan:
             shaping: the settings.
             gain: replaces the gain of ``shaping``: a function of the flow time, or one number per step.
             invert_sigmas: whether levels are flow times.
-            marks: flow times that levels within 1e-6 are set to, beside those of ``shaping``.
+            marks: flow times that levels within 1e-6 are set to, in addition to those of ``shaping``.
             stride: evaluations per step.
 
         Raises:

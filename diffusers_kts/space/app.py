@@ -60,7 +60,7 @@ ABOUT = """
 
 A flow-matching model turns noise into an image. It starts at flow time t = 0 with pure noise and follows a velocity, in steps,
 to t = 1. **Plain** images take each step as the model says. **Shaped** images multiply each step by a gain **eta(t)**: above 1
-early (the *launch*), below 1 late (the *landing*). The model is told the true time; only the distance moved changes.
+early (the *launch*), below 1 late (the *landing*). The model gets the true time; only the distance moved changes.
 Both images of a pair start from the same noise.
 
 * Guidance 1 is none. Several prompts, a line each, are drawn in turn.
