@@ -99,7 +99,7 @@ class KTSSchedulerMixin:
         recorder: collects the energy, see `kpe`.
         setting_names: settings that the record keeps.
         quadrature: rule that adds up the powers.
-        marks: flow times at which something changes, in addition to those of `shaping`; levels that just miss one are put on it.
+        marks: flow times at which something changes, besides those of `shaping`; levels that just miss one are put on it.
         levels_are_free: whether the network understands noise levels between those of the schedule.
         stride: evaluations per step in `sigmas`.
     """

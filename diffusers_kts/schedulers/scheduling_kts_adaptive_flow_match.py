@@ -30,7 +30,7 @@ class KTSAdaptiveFlowMatchScheduler(KTSFlowMatchScheduler):
     * **Energy budget**, see `diffusers_kts.schedulers.adaptive_gain.budget_factor`. As a cap (``max_gain = 1``) it slows down
       the samples whose path energy would exceed it and leaves the others as they are; as a target (``max_gain > 1``) it also
       speeds the others up. The total never exceeds it, at a scheduled touchdown neither. A sample that was slowed down does
-      not get all the way, and what is missing stays in the image as noise, as with the landing. Fields that start fast are held
+      not get all the way, and the rest stays in the image as noise, as with the landing. Fields that start fast are held
       back there.
     * **Turning**, see `KPETrace.turning`. Where the data estimate of a sample has moved far early, as that of memorized ones
       has, the sample either touches down at once, one step to its data estimate ``x + (1 - t) v`` and then rest, or takes
