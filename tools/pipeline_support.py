@@ -38,16 +38,16 @@ tests/pipelines/test_matrix.py` runs a slice of the classes, `--all-pipelines` a
 |---|---|
 {checks}
 
-A **limit** is a check that cannot hold for this class, with the reason beside it; the tests expect exactly this failure.
+A **limit** is a check that cannot hold for this class, with the reason given; the tests expect exactly this failure.
 **KTS** says what `KTSFlowMatchScheduler.from_config` does with the scheduler that the checkpoints ship: it *shapes* its Euler
 steps, or *converts* another solver, whose schedule it takes over, to Euler steps and shapes those ("off" then compares with
 the stock Euler scheduler on that schedule). The remarks are read off the runs:
 
 * *late start*: image-to-image and inpainting begin at this flow time, so most of what is shaped is the landing;
 * *blended*: the pipeline overwrites latents between steps; each step itself is shaped;
-* *streams*: so many schedulers run side by side (audio, frames); every one is shaped, and has an energy of its own;
-* *runs*: one call samples so many times; every run is shaped from its own start, and has an energy of its own;
-* *per token*: every token has its own noise level, and is shaped at its own flow time;
+* *streams*: several schedulers run side by side (audio, frames); each is shaped and has its own energy;
+* *runs*: one call samples several times; each run is shaped from its own start and has its own energy;
+* *per token*: every token has its own noise level and is shaped at its own flow time;
 * *counts upwards*, *sigma above 1*: the flow time is read from such schedules accordingly.
 """
 
