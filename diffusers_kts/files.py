@@ -37,7 +37,8 @@ def read_json(path: Path, kind: type[T]) -> T:
     try:
         return parse_json(path.read_bytes(), kind)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read ({brief(error)})") from error
+        reason = error.strerror if isinstance(error, OSError) else brief(error)
+        raise ValueError(f"{path} cannot be read ({reason})") from error
 
 
 @contextmanager

@@ -14,16 +14,16 @@ def pipeline_class(folder: Path) -> str:
     """The name of the pipeline class of a saved pipeline.
 
     Raises:
-        ValueError: ``model_index.json`` cannot be read, or names none.
+        ValueError: ``model_index.json`` is missing, cannot be read, or names none.
     """
-    try:
-        name = read_json(folder / "model_index.json", dict)["_class_name"]
-        name = name[-1] if isinstance(name, list) else name  # a list is the file with the code, and the name
-        if not isinstance(name, str):
-            raise ValueError(f"_class_name is {name!r:.60}")
-        return name
-    except (ValueError, LookupError) as error:
-        raise ValueError(f"{folder} is not a pipeline folder: model_index.json cannot be read ({error}).") from error
+    if not (folder / "model_index.json").exists():
+        raise ValueError("it is no pipeline folder: model_index.json is missing")
+    name = read_json(folder / "model_index.json", dict).get("_class_name")
+    if isinstance(name, list):  # the file with the code, and the name
+        name = name[-1] if name else None
+    if not isinstance(name, str):
+        raise ValueError(f"model_index.json has the class name {name!r:.60}")
+    return name
 
 
 def load_pipeline(path: str | os.PathLike, **kwargs: Any) -> DiffusionPipeline:

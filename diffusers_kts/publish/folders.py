@@ -68,7 +68,7 @@ def build_model(folder: Path, settings: PublishSettings) -> None:
         index = read_json(origin / "model_index.json", dict)
         config = read_json(origin / "scheduler" / "scheduler_config.json", dict)
     except ValueError as error:
-        raise ValueError(f"source {name!r} is no pipeline folder ({error}); give {' or '.join(NAMES)}, or one.") from error
+        raise ValueError(f"source {name!r} is no pipeline folder ({error}); give one, or {', '.join(NAMES)}.") from error
     _copy(origin, folder, settings)
     index["scheduler"] = [MODULE, SCHEDULER]
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")

@@ -92,9 +92,7 @@ def num_classes(folder: Path) -> int | None:
             raise ValueError(f"transformer/config.json has {found!r:.60} classes")
         return found
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"model {str(folder)!r} is no pipeline folder: it cannot be read ({brief(error)}); {REMEDY}."
-        ) from error
+        raise ValueError(f"model {str(folder)!r} cannot be loaded ({brief(error)}); {REMEDY}.") from error
 
 
 def fingerprint(folder: Path) -> str:

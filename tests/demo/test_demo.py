@@ -96,7 +96,7 @@ def test_what_is_there_stays_there_unless_told(kts, tmp_path):
         (["--early-schedule", "cosine"], "choose one of"),
         (["--touchdown", "1.5"], "touchdown is 1.5"),
         (["--model", "no-such-folder"], "is no folder"),
-        (["--model", "empty"], "is no pipeline folder: it cannot be read"),
+        (["--model", "empty"], "is no pipeline folder: model_index.json is missing"),
         (["--model", "broken"], "cannot be loaded"),
         (["--model", "sd3"], "there are no prompts"),
         (["--output", "file"], "is a file"),

@@ -336,7 +336,7 @@ def test_what_cannot_be_monitored_is_refused_before_any_work(tmp_path):
     with pytest.raises(ValueError, match="or for a diffusion model a DDIMScheduler"):
         KPEMonitorPipeline.from_pipe(pipe)
     (tmp_path / "model_index.json").write_text("{")
-    with pytest.raises(ValueError, match="not a pipeline folder"):
+    with pytest.raises(ValueError, match="model_index.json cannot be read"):
         KPEMonitorPipeline.from_pretrained(tmp_path)
 
 
