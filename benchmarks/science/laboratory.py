@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from benchmarks.science.fashion_mnist import CACHE, Data, to_images
+from benchmarks.science.recoding import RecodedVelocity
 from diffusers_kts import (
     ClassConditionalFlowPipeline,
     KPETrace,
@@ -35,6 +36,7 @@ from diffusers_kts.seeding import sample_seed
 BLOCK = 250  # samples drawn at once
 NUM_CLASSES = 10
 TOUCHDOWNS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # read off every run of 100 uniform steps without a landing
+READ_OFF = (*TOUCHDOWNS, 0.82)  # for centered data of range 1, .82 is what .7 is for data in [-1, 1]
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Model:
     """A velocity network and the images it was trained on, (n, 1, 28, 28) in [0, 1]."""
 
     name: str
-    network: DiTTransformer2DModel
+    network: DiTTransformer2DModel | RecodedVelocity
     training: torch.Tensor
 
     @property
@@ -51,6 +53,14 @@ class Model:
         for name, value in sorted(self.network.state_dict().items()):
             digest.update(name.encode() + value.numpy().tobytes())
         return digest.hexdigest()[:12]
+
+    def recoded(self) -> "Model":
+        """The same model for data as the reference code has them: less the mean training image, range 1."""
+        return replace(self, network=RecodedVelocity(self.network, (2 * self.training - 1).mean(0)))
+
+    def to_pixels(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, 1, 28, 28) in [0, 1] of latents."""
+        return to_pixels(self.network.decode(x) if isinstance(self.network, RecodedVelocity) else x)
 
 
 def load_model(path: str | Path, data: Data, num_images: int = 1024) -> Model:
@@ -78,7 +88,8 @@ class Sampler:
     """A sampler: the settings of `KTSFlowMatchScheduler`, the grid and the solver. As it stands, plain Euler.
 
     ``grid``: "uniform", ``sigma = 1 - i/N``; "cosine", ``sigma = cos^2(pi i / 2N)``; or "coarse", uniform up to
-    ``tau_split``, then two steps. ``solver``: "euler", or "heun", ``steps / 2`` steps of two network calls.
+    ``tau_split``, then two steps. ``solver``: "euler", or "heun", ``steps / 2`` steps of two network calls, the last step
+    corrected too, as in the reference code.
     """
 
     alpha_0: float = 0.0
@@ -131,14 +142,19 @@ class Sampler:
     def gains(self) -> torch.Tensor:
         """(N,) by which each step's displacement is scaled; of Heun's the mean of the gains at both ends."""
         gains = self.scheduler().gains
-        return torch.cat([(gains[:-1:2] + gains[1::2]) / 2, gains[-1:]]) if self.solver == "heun" else gains
+        return (gains[::2] + gains[1::2]) / 2 if self.solver == "heun" else gains
 
     def scheduler(self) -> KTSFlowMatchScheduler:
         """With its timesteps set."""
         shaping = {f.name: getattr(self, f.name) for f in fields(self)[:7]}
-        scheduler = {"euler": KTSFlowMatchScheduler, "heun": KTSFlowMatchHeunScheduler}[self.solver](**shaping)
+        heun = self.solver == "heun"
+        scheduler = KTSFlowMatchHeunScheduler(**shaping, correct_last_step=True) if heun else KTSFlowMatchScheduler(**shaping)
         scheduler.set_timesteps(sigmas=self.sigmas())
         return scheduler
+
+
+def to_pixels(x: torch.Tensor) -> torch.Tensor:
+    return (x / 2 + 0.5).clamp(0, 1)
 
 
 COLUMNS = ("x", "v", "power", "turn")
@@ -149,9 +165,10 @@ class Draw:
     """What a sampler did, or has done so far.
 
     Attributes:
-        x, v: latents (B, 1, 28, 28) in [-1, 1] and the last velocity.
+        x, v: latents (B, 1, 28, 28), in [-1, 1] unless the model is recoded, and the last velocity.
         power, turn: (B, N) ``||v_i||^2`` and ``||v_i - v_{i-1}||`` (0 at the first step), a column per step.
-        estimates: the data estimate ``x + (1 - t) v`` at the flow times of `TOUCHDOWNS`, latents.
+        estimates: the data estimate ``x + (1 - t) v`` at the flow times of `READ_OFF`, latents.
+        to_pixels: of the model.
     """
 
     x: torch.Tensor
@@ -159,11 +176,12 @@ class Draw:
     power: torch.Tensor
     turn: torch.Tensor
     estimates: dict[float, torch.Tensor]
+    to_pixels: Callable[[torch.Tensor], torch.Tensor] = to_pixels
 
     @property
     def images(self) -> torch.Tensor:
         """(B, 1, 28, 28) in [0, 1], as the pipeline makes them."""
-        return to_pixels(self.x)
+        return self.to_pixels(self.x)
 
     def trace(self, sampler: Sampler) -> KPETrace:
         """The energy record; ``sampler`` is the one that drew this, with Euler steps."""
@@ -180,7 +198,7 @@ class Draw:
         turn = squared_norm(v - self.v).sqrt() * bool(self.power.shape[1])
         self.power = torch.cat([self.power, squared_norm(v)[:, None]], 1)
         self.turn = torch.cat([self.turn, turn[:, None]], 1)
-        for t in TOUCHDOWNS:
+        for t in READ_OFF:
             if abs(1 - sigma - t) < ON_GRID:
                 self.estimates[t] = self.x - sigma * v
         self.x, self.v = x, v
@@ -211,10 +229,6 @@ class Draw:
         return cls(**columns, estimates={t: torch.cat([part.estimates[t] for part in parts]) for t in parts[0].estimates})
 
 
-def to_pixels(x: torch.Tensor) -> torch.Tensor:
-    return (x / 2 + 0.5).clamp(0, 1)
-
-
 @torch.no_grad()
 def integrate(network: nn.Module, sampler: Sampler, labels: torch.Tensor, draw: Draw, stop: int | None = None) -> Draw:
     """Go on from ``draw`` up to evaluation ``stop``, with the scheduler's own steps."""
@@ -241,11 +255,11 @@ class Laboratory:
     def draw(self, sampler: Sampler, seed: int) -> Draw:
         """What ``sampler`` makes of the noises of ``seed``."""
         blocks = [range(i, min(i + BLOCK, self.count)) for i in range(0, self.count, BLOCK)]
-        return Draw.cat([self._draw(sampler, seed, block) for block in blocks])
+        return replace(Draw.cat([self._draw(sampler, seed, block) for block in blocks]), to_pixels=self.model.to_pixels)
 
     def _draw(self, sampler: Sampler, seed: int, block: range) -> Draw:
         plain, t_d = replace(sampler, touchdown=None), sampler.touchdown
-        if t_d in TOUCHDOWNS and plain == Sampler(alpha_0=sampler.alpha_0, steps=100):
+        if t_d in READ_OFF and plain == Sampler(alpha_0=sampler.alpha_0, steps=100):
             whole = self._draw(plain, seed, block)
             return replace(whole, x=whole.estimates[t_d])
         return self._kept(sampler.key, seed, block, lambda: self._integrate(sampler, seed, block))

@@ -4,16 +4,21 @@ KTS changes three things at once: it moves less in all, when it moves, and how m
 keeps one of them and gives up the others, from the same noise:
 
 * `spread_evenly`: the same net displacement, with a constant gain. What is left of an effect is due to the shape.
-* `with_equal_noise`: the plain sample, with noise as strong as shaping changed it. What is left is more than blur.
+* `with_equal_noise`: the plain sample, with noise as strong as shaping changed it. What is left is more than noise.
+* `with_equal_blur`: the plain sample, blurred as strongly as shaping changed it. What is left is more than blur.
 * `finished`: the shaped sample moved on by its missing displacement. What is left does not come from stopping early.
 """
 
+import math
 from typing import Any
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
 from ..gain import Gain
+
+NARROWEST = 0.05  # standard deviation in pixels of a Gaussian that blurs nothing
+BISECTIONS = 40
 
 
 def net_displacement(gains: torch.Tensor, sigmas: torch.Tensor) -> float:
@@ -61,8 +66,7 @@ def with_equal_noise(
     Raises:
         ValueError: shapes that differ.
     """
-    if plain.shape != shaped.shape:
-        raise ValueError(f"plain samples are {tuple(plain.shape)}, shaped ones {tuple(shaped.shape)}; give the same noises.")
+    _check_pair(plain, shaped)
     dtype = torch.promote_types(plain.dtype, torch.float32)
     difference = shaped.to(dtype) - plain.to(dtype)
     noise = randn_tensor(plain.shape, generators, plain.device, dtype)
@@ -70,6 +74,45 @@ def with_equal_noise(
     size = noise.square().flatten(1).mean(1).sqrt()  # so that each sample's rms is equal, not only the mean one
     scale = torch.where(size > 0, rms / size, 0.0).reshape(-1, *[1] * (plain.ndim - 1))
     return (plain.to(dtype) + scale * noise).to(plain.dtype)
+
+
+def with_equal_blur(plain: torch.Tensor, shaped: torch.Tensor) -> torch.Tensor:
+    """(B, C, H, W) plain samples, each blurred by a Gaussian as wide as it takes to change it by the rms by which the shaped
+    sample of the same noise differs; where no width is enough, to its mean.
+
+    Args:
+        plain (`torch.Tensor`, (B, C, H, W)): plain samples.
+        shaped (`torch.Tensor`, (B, C, H, W)): shaped samples of the same noises.
+
+    Raises:
+        ValueError: shapes that differ, or no images.
+    """
+    _check_pair(plain, shaped)
+    if plain.ndim != 4:
+        raise ValueError(f"samples are {tuple(plain.shape)}; give images or latents (B, C, H, W).")
+    x, wanted = plain.double(), (shaped.double() - plain.double()).square().flatten(1).mean(1)
+    low, high = x.new_full(wanted.shape, math.log(NARROWEST)), x.new_full(wanted.shape, math.log(10 * max(plain.shape)))
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        enough = (_blurred(x, middle.exp()) - x).square().flatten(1).mean(1) >= wanted
+        low, high = torch.where(enough, low, middle), torch.where(enough, middle, high)
+    blurred = _blurred(x, low.exp()).to(plain.dtype)
+    return torch.where((wanted > 0).reshape(-1, 1, 1, 1), blurred, plain)
+
+
+def _blurred(x: torch.Tensor, width: torch.Tensor) -> torch.Tensor:
+    """``x`` (B, C, H, W) under Gaussians of (B,) standard deviations in pixels, renormalized at the borders."""
+
+    def kernel(size: int) -> torch.Tensor:
+        place = torch.arange(size, dtype=x.dtype, device=x.device)
+        return (-(place[:, None] - place).square() / (2 * width.reshape(-1, 1, 1, 1).square())).softmax(-1)
+
+    return kernel(x.shape[-2]) @ x @ kernel(x.shape[-1]).mT
+
+
+def _check_pair(plain: torch.Tensor, shaped: torch.Tensor) -> None:
+    if plain.shape != shaped.shape:
+        raise ValueError(f"plain samples are {tuple(plain.shape)}, shaped ones {tuple(shaped.shape)}; give the same noises.")
 
 
 def finished(shaped: torch.Tensor, velocity: torch.Tensor, gains: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
