@@ -82,7 +82,9 @@ class Plan:
 
     def shapes(self) -> dict[str, Sampler]:
         shapes = [(early, late) for early in SCHEDULES for late in SCHEDULES]
-        return {f"{early} / {late}": replace(self.balanced, early_schedule=early, late_schedule=late) for early, late in shapes}
+        return {
+            f"{early} / {late}": replace(self.balanced, early_schedule=early, late_schedule=late) for early, late in shapes
+        }
 
     def solvers(self) -> dict[str, Sampler]:
         setups = [(s, grid, n) for s in ("euler", "heun") for grid in ("uniform", "cosine") for n in self.network_calls]

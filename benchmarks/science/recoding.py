@@ -2,8 +2,8 @@
 
 The reference code of arXiv 2602.07928 centers its data and gives them a range of 1; the embedded models know pixels in
 [-1, 1]. Let ``s`` be the flow time of ``y``, and ``c = s + a (1 - s)``. The state ``y_s = s y + (1 - s) eps`` shows the data
-through as much noise as ``x_t = (a y_s + s m) / c`` does at ``t = s / c``, so that ``E[y | y_s] = (E[x | x_t] - m) / a``, and with
-``E[x | x_t] = x_t + (1 - t) v_x`` the velocity ``(E[y | y_s] - y_s) / (1 - s)`` is
+through as much noise as ``x_t = (a y_s + s m) / c`` does at ``t = s / c``, so that ``E[y | y_s] = (E[x | x_t] - m) / a``, and
+with ``E[x | x_t] = x_t + (1 - t) v_x`` the velocity ``(E[y | y_s] - y_s) / (1 - s)`` is
 
     v_y = (v_x - m - (a - 1) y_s) / c
 

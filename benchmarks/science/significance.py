@@ -33,7 +33,7 @@ class Test:
 
 
 def holm(tests: Iterable[Test]) -> dict[str, Test]:
-    """The tests by name, with p-values adjusted together (Holm 1979): the k-th smallest of m times ``m - k + 1``, ascending."""
+    """The tests by name, with p-values adjusted together (Holm 1979): the k-th smallest of m times ``m - k + 1``."""
     ordered, largest, found = sorted(tests, key=lambda test: test.p_value), 0.0, {}
     for rank, test in enumerate(ordered):
         largest = max(largest, min(1.0, (len(ordered) - rank) * test.p_value))
@@ -49,7 +49,9 @@ def f_mem_test(name: str, hits: torch.Tensor, reference: torch.Tensor) -> Test:
 
 def frechet_test(name: str, features: torch.Tensor, reference: torch.Tensor, real: FeatureStatistics) -> Test:
     """Of the Frechet distance to ``real``: samples (B, d) less ``reference`` of the same noises."""
-    return jackknife(name, lambda kept: frechet_distance(features[kept], real) - frechet_distance(reference[kept], real), len(features))
+    return jackknife(
+        name, lambda kept: frechet_distance(features[kept], real) - frechet_distance(reference[kept], real), len(features)
+    )
 
 
 def jackknife(name: str, statistic: Callable[[torch.Tensor], float], count: int) -> Test:

@@ -35,6 +35,7 @@ try:
     from .generate import generate
     from .publish import publish
     from .space import space
+    from .theory import theory
     from .tune import tune
     from .verify import verify
 except ImportError as error:
@@ -71,7 +72,7 @@ def kts(
 
 
 for group, commands in {
-    "Look": (demo, doctor, space),
+    "Look": (demo, theory, doctor, space),
     "Choose": (audit, tune, fit),
     "Draw and measure": (generate, verify, evaluate),
     "Convert and share": (convert_sit, publish),

@@ -18,7 +18,8 @@ def test_help_is_in_groups_and_says_the_workflow(kts, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "command", ["audit", "convert-sit", "demo", "doctor", "evaluate", "generate", "publish", "space", "tune", "verify"]
+    "command",
+    ["audit", "convert-sit", "demo", "doctor", "evaluate", "generate", "publish", "space", "theory", "tune", "verify"],
 )
 def test_every_help_has_groups_and_no_maintainers_options(kts, monkeypatch, command):
     monkeypatch.setenv("COLUMNS", "200")
