@@ -47,6 +47,14 @@ def f_mem_test(name: str, hits: torch.Tensor, reference: torch.Tensor) -> Test:
     return Test(name, found.difference, found.low, found.high, found.p_value)
 
 
+def ratio_interval(hits: torch.Tensor, reference: torch.Tensor, num_resamples: int = 2000) -> tuple[float, float, float]:
+    """A share memorized over that of the reference, (B,) bool each, with its bootstrap interval of the pairs."""
+    rng, a, b = np.random.default_rng(0), hits.double().numpy(), reference.double().numpy()
+    rows = (rng.integers(len(a), size=len(a)) for _ in range(num_resamples))
+    low, high = np.nanquantile([a[row].mean() / max(b[row].mean(), 1e-9) for row in rows], (0.025, 0.975))
+    return float(a.mean() / max(b.mean(), 1e-9)), float(low), float(high)
+
+
 def frechet_test(name: str, features: torch.Tensor, reference: torch.Tensor, real: FeatureStatistics) -> Test:
     """Of the Frechet distance to ``real``: samples (B, d) less ``reference`` of the same noises."""
     return jackknife(

@@ -5,7 +5,7 @@ import torch
 
 from diffusers_kts import KTSFlowMatchScheduler
 from diffusers_kts.gain import Gain
-from diffusers_kts.memorization.controls import finished, net_displacement, spread_evenly, with_equal_noise
+from diffusers_kts.memorization.controls import finished, net_displacement, spread_evenly, with_equal_blur, with_equal_noise
 
 SHAPINGS = [
     {"alpha_0": 0.01, "beta_0": 0.01},
@@ -68,12 +68,26 @@ def test_noise_is_as_strong_as_the_difference_of_each_sample_and_its_own():
     assert abs(float(torch.cosine_similarity(directions[0], directions[1], dim=0))) < 0.6  # not one noise for all
 
 
+def test_blur_changes_each_sample_as_much_as_the_difference_does_or_to_its_mean():
+    g = torch.Generator().manual_seed(0)
+    plain = torch.rand(4, 2, 8, 9, generator=g, dtype=torch.float64)
+    size = torch.tensor([0.0, 0.01, 0.1, 5.0]).reshape(-1, 1, 1, 1)
+    blurred = with_equal_blur(plain, plain + size * torch.randn(plain.shape, generator=g))
+    rms = (blurred - plain).square().flatten(1).mean(1).sqrt()
+    assert torch.equal(blurred[0], plain[0])
+    torch.testing.assert_close(rms[1:3], size.flatten()[1:3].double(), rtol=0.1, atol=0)  # the noise's own rms
+    torch.testing.assert_close(blurred[3], plain[3].mean((1, 2), keepdim=True).expand(2, 8, 9), rtol=1e-3, atol=1e-3)
+    assert blurred[2].std() < blurred[1].std() < plain[1].std()
+    torch.testing.assert_close(with_equal_blur(plain[1:2], blurred[1:2]), blurred[1:2], rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("call", "words"),
     [
         (lambda: net_displacement(torch.ones(2, 5), torch.ones(6)), r"\(N,\) and \(N \+ 1,\)"),
         (lambda: spread_evenly(torch.ones(5), torch.ones(5)), "KPETrace"),
         (lambda: with_equal_noise(torch.ones(2, 3), torch.ones(3, 3)), "same noises"),
+        (lambda: with_equal_blur(torch.ones(2, 3), torch.ones(2, 3)), "images or latents"),
     ],
 )
 def test_bad_input_is_refused(call, words):
