@@ -8,6 +8,7 @@ measure it there, or let ``kts tune`` find one, which `load_preset` reads.
 
 import json
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +44,24 @@ class Preset(dict[str, Any]):
         write_whole(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
 
 
+RENAMED = {"anti_memorization": ("touchdown", "0.3.0")}  # new name, and the release that drops the old one
+
+
 class Presets(dict[str, Preset]):
-    """Presets by name; the error for a name that does not exist lists those that do."""
+    """Presets by name; the error for a name that does not exist lists those that do. Names of earlier releases warn."""
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(name) or name in RENAMED
 
     def __missing__(self, name: str) -> Preset:
+        if name in RENAMED:
+            new, release = RENAMED[name]
+            warnings.warn(
+                f"the preset {name!r} is called {new!r} now; the old name goes in release {release}.",
+                FutureWarning,
+                stacklevel=2,
+            )
+            return self[new]
         raise KeyError(f"{name!r} is not a preset; choose one of {', '.join(self)}.")
 
 
@@ -70,11 +85,10 @@ PRESETS = Presets(
         f"{PAPER}, CelebA 32x32, Euler 100: reported F_mem 37.34 -> 19.36 %, FID 16.68 -> 86.56",
         beta_0=0.02,
     ),
-    anti_memorization=Preset(
-        "less memorization without residual noise, with fewer network calls",
-        "this project, benchmarks/science/frontier.py, Fashion-MNIST, 100 steps, models that memorized 40 and 77 %: F_mem "
-        "39.6 -> 20.2 and 76.9 -> 53.6 %, Frechet distance 19.51 -> 22.55 and 16.90 -> 17.93, both lower than with beta_0 = "
-        "0.02",
+    touchdown=Preset(
+        "one step to the data estimate at t = .7: fewer network calls, no residual noise, softer images",
+        "this project, benchmarks/science/paper_tables.py, Fashion-MNIST, 100 steps: F_mem 39.6 -> 20.7 %, of which equal "
+        "blur alone gives 39.6 -> 22.8 %; 99.8 % of the memorized samples keep their nearest training image",
         touchdown=0.7,
     ),
 )

@@ -31,6 +31,7 @@ from diffusers_kts import (
 )
 from diffusers_kts.flow_coordinates import ON_GRID, flow_times
 from diffusers_kts.kpe.sums import squared_norm
+from diffusers_kts.pipelines.pipeline_flow_class_conditional import cosine_sigmas
 from diffusers_kts.seeding import sample_seed
 
 BLOCK = 250  # samples drawn at once
@@ -121,7 +122,7 @@ class Sampler:
     def sigmas(self) -> list[float]:
         n = self.steps // 2 if self.solver == "heun" else self.steps
         if self.grid == "cosine":
-            return (torch.linspace(0, torch.pi / 2, n + 1, dtype=torch.float64).cos() ** 2)[:-1].tolist()
+            return cosine_sigmas(n)
         uniform = [1 - i / n for i in range(n)]
         if self.grid == "coarse":
             late = 1 - self.tau_split

@@ -96,7 +96,8 @@ def claims(tests: Mapping[str, Test], found: Mapping[str, Mapping[str, Compariso
         falls, within = [t.agrees_with(-1) for t in each], sum(in_range(t) == "within" for t in each)
         reported = "{} to {} points".format(*POINTS_LOWER)
         here = f"falls in {falls.count('agrees')} of {len(each)}, {within} in that range"
-        rows.append(["F_mem is lower with every solver and grid", reported, here, _of_all(falls)])
+        calls = " and ".join(map(str, sorted({c.sampler.network_calls for c in solvers.values()})))
+        rows.append([f"F_mem is lower with every solver and grid, {calls} calls", reported, here, _of_all(falls)])
     for name, test in sorted(tests.items()):
         if name.endswith(": path energy"):
             kind, excess = name.partition(":")[0], tests[name.replace("path energy", "excess")]

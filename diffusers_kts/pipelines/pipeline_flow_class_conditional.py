@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -22,6 +23,11 @@ from diffusers.utils.torch_utils import randn_tensor
 
 CODE = "pipeline.py"  # the copy of this file in a saved folder
 Labels = int | str | Sequence[int | str] | torch.Tensor
+
+
+def cosine_sigmas(num_inference_steps: int) -> list[float]:
+    """Noise levels ``cos^2(pi i / 2N)`` of N steps, dense at both ends: the cosine grid of arXiv 2602.07928."""
+    return [math.cos(math.pi / 2 * i / num_inference_steps) ** 2 for i in range(num_inference_steps)]
 
 
 class ClassConditionalFlowPipeline(DiffusionPipeline):
@@ -160,7 +166,7 @@ class ClassConditionalFlowPipeline(DiffusionPipeline):
         class_labels: Labels,
         num_images_per_prompt: int = 1,
         num_inference_steps: int = 50,
-        sigmas: list[float] | None = None,
+        sigmas: list[float] | str | None = None,
         guidance_scale: float = 1.0,
         guidance_channels: int | None = None,
         guidance_start: float = 0.0,
@@ -178,7 +184,8 @@ class ClassConditionalFlowPipeline(DiffusionPipeline):
             class_labels (`int`, `str`, a list of them, or `torch.Tensor`): one class per image.
             num_images_per_prompt (`int`): images of each label; copies of one label lie side by side in the batch.
             num_inference_steps (`int`): Euler steps.
-            sigmas (`list[float]`, *optional*): noise levels in place of the scheduler's own.
+            sigmas (`list[float]` or `str`, *optional*): noise levels in place of the scheduler's own, or "cosine" for
+                those of `cosine_sigmas`. The scheduler's shift acts on them, too.
             guidance_scale (`float`): classifier-free guidance, ``v = v_uncond + g (v_cond - v_uncond)``; 1 is off.
             guidance_channels (`int`, *optional*): guide the first channels, this many; the others move as without guidance.
                 All by default; SiT's own samples are guided on 3 of 4.
@@ -192,7 +199,7 @@ class ClassConditionalFlowPipeline(DiffusionPipeline):
             callback_on_step_end_tensor_inputs (`list[str]`): what the callback is given; only "latents" exists.
 
         Raises:
-            ValueError: unknown class, guidance on a model without it or in no interval, sizes that do not match, or pictures
+            ValueError: unknown class or grid, guidance on a model without it or in no interval, sizes that do not match, or pictures
                 of latents that no VAE decodes.
         """
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
@@ -215,6 +222,10 @@ class ClassConditionalFlowPipeline(DiffusionPipeline):
                 f"guidance_start and guidance_end are {guidance_start} and {guidance_end}; give flow times with 0 <= start <= "
                 "end <= 1."
             )
+        if isinstance(sigmas, str):
+            if sigmas != "cosine":
+                raise ValueError(f"sigmas is {sigmas!r:.60}; give noise levels from 1 down, or 'cosine'.")
+            sigmas = cosine_sigmas(num_inference_steps)
         if num_images_per_prompt < 1:
             raise ValueError(f"num_images_per_prompt is {num_images_per_prompt}; give at least 1.")
         guided = guidance_scale != 1.0

@@ -112,7 +112,7 @@ def draw_gallery(model: str, path: Path) -> None:
     from ..space.presets import preset
 
     loaded, images, marked = load(model), {}, {}
-    for name in ("off", "balanced", "anti_memorization"):
+    for name in ("off", "balanced", "touchdown"):
         drawn = loaded.draw(Drawing(ALL, 0, 50, 40, max_count=40), preset(name))
         images[name] = drawn.images
         if drawn.found is not None:

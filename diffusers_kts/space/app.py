@@ -457,7 +457,7 @@ class Page:
 
     def _examples_of(self, every: list[Any]) -> None:
         about, images = self.served.about, min(8, self.max_images)
-        names = ("anti_memorization", "landing", "quality", "balanced")
+        names = ("touchdown", "landing", "quality", "balanced")
         some = (
             (about.classes[0], about.classes[-1], *about.classes[1:3]) if about.classes else about.suggestions[:6] or PROMPTS
         )

@@ -21,7 +21,7 @@ RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 def root(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hub")
     tiny_sd3().save_pretrained(folder / "sd3")
-    for kind, preset in (("scheduler", "balanced"), ("model", "anti_memorization")):
+    for kind, preset in (("scheduler", "balanced"), ("model", "touchdown")):
         (folder / kind).mkdir()
         BUILDERS[kind](folder / kind, PublishSettings(kind, preset=preset, results=RESULTS, dry_run=True))
     return folder
@@ -43,7 +43,7 @@ def test_published_folders_load_in_a_clean_process(root, mode):
     assert found["sd3"] == pytest.approx([3.0, float(expected.sum()), float(pipe.scheduler.kpe.path_energy.total)], rel=1e-4)
 
     pipe = ClassConditionalFlowPipeline.from_pretrained(embedded_model())
-    pipe.scheduler = KTSFlowMatchScheduler.from_config(pipe.scheduler.config, **PRESETS["anti_memorization"])
+    pipe.scheduler = KTSFlowMatchScheduler.from_config(pipe.scheduler.config, **PRESETS["touchdown"])
     images = pipe(["Bag"], num_inference_steps=4, generator=torch.Generator().manual_seed(0), output_type="pt").images
     assert found["model"][:3] == ["ClassConditionalFlowPipeline", "KTSFlowMatchScheduler", 0.7]
     assert found["model"][3] == pytest.approx(float(images.sum()), rel=1e-4)

@@ -52,7 +52,7 @@ def test_the_same_shaping_settings_mean_the_same_everywhere():
     expected = {name: config[name] for name in SHAPING}
     assert GenerateSettings("out", touchdown=0.7).shaping.to_dict() == expected
     assert Shaping(touchdown=0.7).to_dict() == expected
-    assert GenerateSettings("out", preset="off", touchdown=0.7).shaping.to_dict() == PRESETS["anti_memorization"]
+    assert GenerateSettings("out", preset="off", touchdown=0.7).shaping.to_dict() == PRESETS["touchdown"]
     assert GenerateSettings("out").shaping is None
     assert DoctorSettings(model="m", touchdown=0.7).shaping.to_dict() == expected
     assert DemoSettings(beta_0=0.02).samplers()["kts"].shaping == Shaping(beta_0=0.02)

@@ -200,7 +200,7 @@ def test_touchdown_of_a_late_start_ends_on_the_data_estimate():
 def test_a_start_after_the_touchdown_is_refused():
     """Stable Diffusion 3 counts its strength in steps of the whole schedule; nothing would be run."""
     pipe = tiny_sd3_img2img()
-    pipe.scheduler = KTSFlowMatchScheduler.from_config(pipe.scheduler.config, **PRESETS["anti_memorization"])
+    pipe.scheduler = KTSFlowMatchScheduler.from_config(pipe.scheduler.config, **PRESETS["touchdown"])
     call = call_kwargs("sd3") | {"image": torch.rand(1, 3, 32, 32), "num_inference_steps": 20}
     call.pop("height", None), call.pop("width", None)
     with pytest.raises(

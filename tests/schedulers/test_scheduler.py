@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 import diffusers_kts
 from diffusers_kts import PRESETS, KTSEulerDiscreteScheduler, KTSFlowMatchScheduler, KTSUniPCMultistepScheduler
 from diffusers_kts.gain import SCHEDULES, Gain
+from diffusers_kts.sampling.settings import ShapingSettings
 
 OFF = PRESETS["off"]
 
@@ -352,8 +353,16 @@ def test_a_scheduler_in_the_place_of_its_configuration_is_told(cls):
 
 
 def test_a_mistyped_preset_is_told_with_those_there_are():
-    with pytest.raises(KeyError, match="'anti-memorization' is not a preset; choose one of off, .*anti_memorization"):
+    with pytest.raises(KeyError, match="'anti-memorization' is not a preset; choose one of off, .*touchdown"):
         PRESETS["anti-memorization"]
+
+
+def test_the_old_name_of_a_preset_warns_and_names_the_new_one():
+    with pytest.warns(FutureWarning, match=r"is called 'touchdown' now; the old name goes in release 0\.3\.0"):
+        assert PRESETS["anti_memorization"] == PRESETS["touchdown"]
+    assert "anti_memorization" in PRESETS and "anti_memorization" not in list(PRESETS)
+    with pytest.warns(FutureWarning, match="touchdown"):
+        assert ShapingSettings(preset="anti_memorization").shaping.touchdown == 0.7
 
 
 def test_a_part_of_the_schedule_table_is_a_table():

@@ -215,7 +215,7 @@ def test_drawing_is_that_of_the_pipeline_and_leaves_the_shared_one_alone(memoriz
 
 
 def test_drawings_at_the_same_time_do_not_touch_each_other(memorizing):
-    jobs = [(Drawing("Bag", 1, 12, 2), preset("landing")), (Drawing("Coat", 2, 7, 3), preset("anti_memorization"))]
+    jobs = [(Drawing("Bag", 1, 12, 2), preset("landing")), (Drawing("Coat", 2, 7, 3), preset("touchdown"))]
     alone = [memorizing.draw(*job) for job in jobs]
     together, meet = {}, threading.Barrier(2)
 
@@ -295,7 +295,7 @@ def test_sweep_and_population(page):
 
 def test_the_address_sets_what_is_in_range(page, monkeypatch):
     values = page._from_url(visitor(seed="7", touchdown="0.7", alpha_0="0", beta_0="0", subject="Bag"))
-    assert values[:4] == ["Bag", 7, page.steps, 4] and values[-1] == "anti_memorization" and values[9] == 0.7
+    assert values[:4] == ["Bag", 7, page.steps, 4] and values[-1] == "touchdown" and values[9] == 0.7
     untouched = page._from_url(visitor())
     assert len(values) == len(untouched) == 13 and "value" not in str(untouched[0])
     for bad in ({"seed": "x"}, {"beta_0": "5"}, {"subject": "<script>"}, {"steps": "1e9"}):
