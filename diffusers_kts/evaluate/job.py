@@ -33,6 +33,8 @@ from .reference_set import ReferenceSet, save_statistics
 from .settings import EvaluateSettings
 
 REPORT, SAMPLES = "evaluation.json", "samples.parquet"
+GROUPS = ("low", "middle", "high")  # thirds of the path energy
+SCORES = ("clip_score", "score", "support_knn", "support_kde")
 PACKAGES = ("torch", "torch-fidelity", "transformers", "pillow")
 
 
@@ -115,6 +117,7 @@ def run_evaluate(s: EvaluateSettings, show_progress: bool = True) -> Evaluation:
             "correlations": {
                 f"{column} with {name}": asdict(number) for column, of in correlations.items() for name, number in of.items()
             },
+            "by_energy_group": _by_group(rows),
             "notes": notes,
             "device": str(where),
             "versions": {"diffusers-kts": __version__, "python": platform.python_version()} | _versions(),
@@ -164,11 +167,33 @@ def _rows(inputs: Inputs, seen: Seen) -> dict[str, list[Any]]:
             columns[f"d{k + 1}"] = memory.distances[:, k].tolist()
             columns[f"training_image_{k + 1}"] = memory.indices[:, k].tolist()
         columns["memorized"] = memory.is_memorized.tolist()
+    columns |= {name: values.tolist() for name, values in seen.support.items()}
+    if ENERGY in columns:
+        columns["energy_group"] = _groups(inputs.column(ENERGY))
     return columns
 
 
+def _groups(energies: np.ndarray) -> list[str | None]:
+    """Which third of the path energies each is in; None where it is unknown."""
+    known = np.isfinite(energies)
+    places = np.full(len(energies), -1)
+    places[known] = energies[known].argsort(kind="stable").argsort() * len(GROUPS) // max(1, known.sum())
+    return [None if place < 0 else GROUPS[place] for place in places]
+
+
+def _by_group(columns: dict[str, list[Any]]) -> dict[str, dict[str, float]]:
+    """Mean of every score of a sample in each third of the path energies."""
+    found: dict[str, dict[str, float]] = {}
+    for name in (*SCORES, "memorized"):
+        for group in GROUPS if name in columns and "energy_group" in columns else ():
+            own = [v for v, g in zip(columns[name], columns["energy_group"], strict=True) if g == group and np.isfinite(v)]
+            if own:
+                found.setdefault(name, {})[group] = float(np.mean(own))
+    return found
+
+
 def _correlations(energies: np.ndarray, columns: dict[str, list[Any]]) -> dict[str, Correlation]:
-    scores: dict[str, np.ndarray] = {n: np.array(columns[n]) for n in ("clip_score", "score") if n in columns}
+    scores: dict[str, np.ndarray] = {n: np.array(columns[n]) for n in SCORES if n in columns}
     if "d1" in columns:
         scores["d1"] = np.array(columns["d1"])
         with np.errstate(divide="ignore", invalid="ignore"):  # a sample that equals two training images is left out

@@ -16,6 +16,7 @@ from ..memorization.fraction import THRESHOLD, Memorization, bootstrap_interval
 from ..memorization.neighbors import nearest_neighbors
 from .plan import ENERGY, EXCESS, FRECHET, PER_DIM, SPACE, Inputs, Plan
 from .reference_set import Provenance
+from .support import NEIGHBOR, Support
 
 QUANTILES = {"p10": 0.1, "median": 0.5, "p90": 0.9}
 Advance = Callable[[int], Any]
@@ -60,12 +61,13 @@ class Real:
 @dataclass
 class Seen:
     """What is known of the samples: features (n, d) by space, and, where asked for, CLIP scores and those of the user's judge,
-    each (n,), and neighbors."""
+    each (n,), neighbors, and the support among the training images, by the name of its column."""
 
     features: dict[str, torch.Tensor]
     clip_score: torch.Tensor | None = None
     score: torch.Tensor | None = None
     memorization: Memorization | None = None
+    support: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 def look_at_reference(inputs: Inputs, plan: Plan, batch_size: int, advance: Advance) -> Real:
@@ -101,7 +103,8 @@ def look_at_samples(inputs: Inputs, plan: Plan, device: torch.device, batch_size
     """
     training = inputs.training[inputs.distinct].to(device) if inputs.training is not None and "f-mem" in plan.metrics else None
     parts: dict[str, list[torch.Tensor]] = {name: [] for name in plan.spaces}
-    clip_scores, scores, distances, indices, prompts = [], [], [], [], iter(inputs.prompts)
+    support = Support(training) if training is not None and len(training) > NEIGHBOR else None
+    clip_scores, scores, distances, indices, kernels, prompts = [], [], [], [], [], iter(inputs.prompts)
     for batch in inputs.samples.batches(batch_size):
         images = batch.float() / 255
         for name, space in plan.spaces.items():
@@ -112,9 +115,11 @@ def look_at_samples(inputs: Inputs, plan: Plan, device: torch.device, batch_size
         if plan.scorer is not None:
             scores.append(_judged(*plan.scorer, images.to(device), asked))
         if training is not None:
-            near = nearest_neighbors(images.to(device), training)
+            near = nearest_neighbors(images.to(device), training, k=2 if support is None else NEIGHBOR)
             distances.append(near[0].cpu())
             indices.append(inputs.distinct[near[1].cpu()])
+            if support is not None:
+                kernels.append(support.kde(images.to(device)).cpu())
         advance(len(batch))
     seen = Seen({name: torch.cat(found) for name, found in parts.items()})
     if clip_scores:
@@ -122,8 +127,10 @@ def look_at_samples(inputs: Inputs, plan: Plan, device: torch.device, batch_size
     if scores:
         seen.score = torch.cat(scores)
     if inputs.training is not None and training is not None:
-        count = len(inputs.training)
-        seen.memorization = Memorization(torch.cat(distances), torch.cat(indices), "pixels", THRESHOLD, count, len(training))
+        count, apart, which = len(inputs.training), torch.cat(distances), torch.cat(indices)
+        seen.memorization = Memorization(apart[:, :2], which[:, :2], "pixels", THRESHOLD, count, len(training))
+        if support is not None:
+            seen.support = {"support_knn": support.knn(apart), "support_kde": torch.cat(kernels)}
     return seen
 
 

@@ -199,8 +199,8 @@ class ClassConditionalFlowPipeline(DiffusionPipeline):
             callback_on_step_end_tensor_inputs (`list[str]`): what the callback is given; only "latents" exists.
 
         Raises:
-            ValueError: unknown class or grid, guidance on a model without it or in no interval, sizes that do not match, or pictures
-                of latents that no VAE decodes.
+            ValueError: unknown class or grid, guidance on a model without it or in no interval, sizes that do not match, or
+                pictures of latents that no VAE decodes.
         """
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs

@@ -122,6 +122,19 @@ def test_the_report_is_what_the_parts_measure(drawn, real, tmp_path):
     )
     expected = spearmanr(rows["path_energy_total"], memory.distances[:, 0] / memory.distances[:, 1]).statistic
     assert found.correlations["d1/d2"].rho == pytest.approx(expected)
+    training = load_images(TRAINING, (1, 28, 28)).flatten(1).double()
+    apart = torch.cdist(images.flatten(1).double(), training).sort(1).values
+    assert table["support_knn"].tolist() == pytest.approx((-apart[:, 9].log()).tolist(), rel=1e-5)
+    width = torch.cdist(training[:500], training).sort(1).values[:, 10].median()
+    kernels = torch.exp(-torch.cdist(images.flatten(1).double(), training).square() / (2 * width**2)).mean(1)
+    assert table["support_kde"].tolist() == pytest.approx(kernels.log().tolist(), rel=1e-3)
+    assert found.correlations["support_knn"].rho == pytest.approx(
+        spearmanr(rows["path_energy_total"], apart[:, 9]).statistic * -1
+    )
+    thirds = pd.qcut(rows["path_energy_total"], 3, labels=["low", "middle", "high"])
+    assert table["energy_group"].tolist() == thirds.tolist()
+    means = table.groupby("energy_group")["support_knn"].mean().to_dict()
+    assert report["by_energy_group"]["support_knn"] == pytest.approx(means)
     for lacking in ("torch-fidelity", "facebook/dinov2-large", "openai/clip-vit-large-patch14"):
         assert any(lacking in note for note in found.notes)
 
