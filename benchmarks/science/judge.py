@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from benchmarks.science.fashion_mnist import Classifier
-from benchmarks.science.laboratory import NUM_CLASSES, Laboratory, Sampler
+from benchmarks.science.laboratory import NUM_CLASSES
 from diffusers_kts.features.frechet import FeatureStatistics, frechet_distance
 from diffusers_kts.memorization.fraction import MemorizedFraction, measure_memorization, memorized_fraction
 
@@ -67,6 +67,3 @@ class Judge:
             [self.frechet(part) for part in images],
             torch.cat(right).double().mean().item(),
         )
-
-    def sampler(self, laboratory: Laboratory, sampler: Sampler, seeds: list[int]) -> Verdict:
-        return self([laboratory.draw(sampler, seed).images for seed in seeds], laboratory.model.training)
