@@ -87,9 +87,7 @@ def plot_neighbors(
             axes.set_title(name, fontsize=9, color="0.35")
         for line, i in zip(grid, rows, strict=True):
             d1, d2 = distances[heading][i].tolist()
-            for axes, image in zip(line, [batch[i], *training[indices[heading][i]]], strict=True):
-                axes.imshow(_pixels(image), interpolation="nearest")
-                axes.set_axis_off()
+            show_images(line, [batch[i], *training[indices[heading][i]]])
             ratio = d1 / d2 if d2 else 0.0
             if ratio < threshold:
                 height, width = batch.shape[-2:]
@@ -97,6 +95,14 @@ def plot_neighbors(
             color = MARK if ratio < threshold else "0.35"
             line[0].text(-0.08, 0.5, f"{ratio:.2f}", transform=line[0].transAxes, ha="right", va="center", color=color)
     return figure
+
+
+def show_images(line: Sequence[Axes], images: Sequence[torch.Tensor]) -> None:
+    """(C, H, W) images in [0, 1] on one axes each; further axes stay empty."""
+    for axes in line:
+        axes.set_axis_off()
+    for axes, image in zip(line, images, strict=False):
+        axes.imshow(_pixels(image), interpolation="nearest")
 
 
 def plot_front(

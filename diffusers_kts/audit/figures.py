@@ -1,6 +1,7 @@
 """The charts of an audit's report; pictures of samples and power come from `plotting`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,7 +10,7 @@ from matplotlib.figure import Figure
 from sklearn.metrics import roc_curve
 
 from ..kpe.plot import STYLES
-from ..plotting import MARK
+from ..plotting import MARK, show_images
 from .measures import STATISTICS, Findings
 
 MORE_STYLES = (("#56B4E9", "-"), ("#E69F00", "--"), ("#0072B2", ":"))  # Okabe and Ito's other two, and one once more
@@ -70,6 +71,47 @@ def plot_groups(plain: Findings) -> Figure:
     )
     right.set_aspect("equal")
     right.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def plot_steps(found: Mapping[str, Findings], steps: Mapping[str, int], limit: float, chosen: str | None) -> Figure:
+    """F_mem of every checkpoint with its exact 95 % interval, and below it the Frechet distance, against the training step."""
+    figure = Figure(figsize=(6.4, 5), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    x, shares = [steps[name] for name in found], [findings.f_mem for findings in found.values()]
+    reach = [[100 * (f.fraction - f.low) for f in shares], [100 * (f.high - f.fraction) for f in shares]]
+    above.errorbar(x, [100 * f.fraction for f in shares], reach, color="black", linewidth=1.2, capsize=3)
+    above.axhline(100 * limit, color=MARK, linestyle="--", linewidth=1.2)
+    for name, findings in found.items():
+        face = "black" if name == chosen else "white"
+        above.plot(steps[name], 100 * findings.f_mem.fraction, "o", color="black", mfc=face, zorder=3)
+    below.plot(x, [findings.frechet_distance for findings in found.values()], "o-", color="black", mfc="white", linewidth=1.2)
+    above.set(ylabel="memorized, %")
+    above.set_ylim(bottom=0)
+    below.set(xlabel="training step", ylabel="Frechet distance")
+    for ax in (above, below):
+        ax.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def plot_reproduced(
+    samples: torch.Tensor, training: torch.Tensor, reproduced: Sequence[Mapping[str, Any]], columns: int = 8
+) -> Figure:
+    """A row per training image: the image, then samples that repeat it."""
+    figure = Figure(figsize=(1.1 * (columns + 1), 1.15 * len(reproduced)), layout="constrained")
+    grid = figure.subplots(len(reproduced), columns + 1, squeeze=False)
+    for line, row in zip(grid, reproduced, strict=True):
+        show_images(line, [training[row["training_image"]], *samples[row["samples"][:columns]]])
+        line[0].set_title(f"{len(row['samples'])} times", fontsize=9)
+    return figure
+
+
+def plot_pairs(training: torch.Tensor, pairs: Sequence[tuple[int, int]]) -> Figure:
+    """Pairs of training images, one above the other."""
+    figure = Figure(figsize=(1.1 * len(pairs), 2.3), layout="constrained")
+    grid = figure.subplots(2, len(pairs), squeeze=False)
+    for i, pair in enumerate(pairs):
+        show_images([*grid[:, i]], [*training[list(pair)]])
     return figure
 
 

@@ -20,8 +20,8 @@ from ..memorization.fraction import (
     measure_memorization,
     paired_difference,
 )
-from ..memorization.neighbors import distinct_images
-from .sampling import SAMPLERS
+from .sampling import SAMPLERS, Batch
+from .training import TrainingImages
 
 MANIFOLD_K = 3  # nearest neighbor that sets the radius in precision and recall, the paper's
 _DECILES = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
@@ -117,7 +117,9 @@ class Yardsticks:
     training_features: torch.Tensor | None
 
     @classmethod
-    def of(cls, training: torch.Tensor, real: torch.Tensor, space: FeatureSpace, neighbors_in_features: bool) -> "Yardsticks":
+    def of(
+        cls, training: TrainingImages, real: torch.Tensor, space: FeatureSpace, neighbors_in_features: bool
+    ) -> "Yardsticks":
         """
         Raises:
             ValueError: too few images, too few distinct ones, or the network does not fit them.
@@ -125,8 +127,9 @@ class Yardsticks:
         if len(real) <= MANIFOLD_K:
             raise ValueError(f"there are {len(real)} reference images; give more than {MANIFOLD_K}.")
         features = space(real)
-        of_training = (features if real is training else space(training)) if neighbors_in_features else None
-        yardsticks = cls(training, distinct_images(training), space, FeatureStatistics.of(features), features, of_training)
+        images = training.images
+        of_training = (features if real is images else space(images)) if neighbors_in_features else None
+        yardsticks = cls(images, training.distinct, space, FeatureStatistics.of(features), features, of_training)
         yardsticks.memorization(real[:1], features[:1], 1.0)  # refuses now what would fail once all is drawn
         return yardsticks
 
@@ -147,32 +150,38 @@ def measure(
 ) -> dict[str, Findings]:
     """Findings of every sampler, "euler" first, from images of the same noises."""
     found: dict[str, Findings] = {}
-    count = len(images["euler"])
-    order = torch.randperm(len(yardsticks.real_features), generator=torch.Generator().manual_seed(seed))
-    real = yardsticks.real_features[order[:count]]  # as many as there are samples
     for name in SAMPLERS:
-        features, trace = yardsticks.space(images[name]), traces.get(name)
-        memorization = yardsticks.memorization(images[name], features, threshold)
-        plain = found.get("euler")
-        statistics = {key: statistic(trace) for key, statistic in STATISTICS.items()} if trace is not None else {}
-        found[name] = Findings(
-            headings[name],
-            images[name],
-            trace,
-            memorization,
-            bootstrap_interval(memorization.is_memorized, seed=seed),
-            paired_difference(memorization.is_memorized, plain.memorization.is_memorized, seed=seed) if plain else None,
-            frechet_distance(features, yardsticks.real),
-            precision_recall(features, real, MANIFOLD_K),
-            statistics,
-            {
-                key: separation
-                for key, values in statistics.items()
-                if (separation := separate(values, memorization.is_memorized)) is not None
-            },
+        found[name] = measure_sampler(
+            headings[name], Batch(images[name], traces.get(name)), yardsticks, threshold, seed, found.get("euler")
         )
         advance()
     return found
+
+
+def measure_sampler(
+    heading: str, drawn: Batch, yardsticks: Yardsticks, threshold: float, seed: int, plain: Findings | None = None
+) -> Findings:
+    """Findings of one sampler; ``plain`` are those of the sampler that it is compared with, from the same noises."""
+    images, trace = drawn.images, drawn.trace
+    order = torch.randperm(len(yardsticks.real_features), generator=torch.Generator().manual_seed(seed))
+    real = yardsticks.real_features[order[: len(images)]]  # as many as there are samples
+    features = yardsticks.space(images)
+    memorization = yardsticks.memorization(images, features, threshold)
+    hits = memorization.is_memorized
+    statistics = {key: statistic(trace) for key, statistic in STATISTICS.items()} if trace is not None else {}
+    separations = {key: separate(values, hits) for key, values in statistics.items()}
+    return Findings(
+        heading,
+        images,
+        trace,
+        memorization,
+        bootstrap_interval(hits, seed=seed),
+        paired_difference(hits, plain.memorization.is_memorized, seed=seed) if plain else None,
+        frechet_distance(features, yardsticks.real),
+        precision_recall(features, real, MANIFOLD_K),
+        statistics,
+        {key: separation for key, separation in separations.items() if separation is not None},
+    )
 
 
 def separate(values: torch.Tensor, is_memorized: torch.Tensor) -> Separation | None:

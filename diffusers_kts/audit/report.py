@@ -1,6 +1,6 @@
 """``report.html`` of an audit: one file that opens offline, with its pictures inside."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,16 @@ from matplotlib.figure import Figure
 from ..kpe.plot import plot_power
 from ..page import png, render, svg
 from ..plotting import plot_neighbors, plot_samples
-from .figures import plot_energies, plot_groups, plot_shares
+from .figures import plot_energies, plot_groups, plot_pairs, plot_reproduced, plot_shares
 from .measures import STATISTICS, Findings
 from .sampling import CONTROLS
+from .store import CHECKPOINTS
+from .training import MOST_COMPARED, TrainingImages
 
-TEMPLATE = Path(__file__).with_suffix(".html")
+TEMPLATE, DUPLICATES, REPRODUCED = (
+    Path(__file__).with_name(f"{name}.html") for name in ("report", "duplicates", "reproduced")
+)
+PAIRS, LISTED = 8, 50  # duplicates shown, and listed
 SHOWN = 24
 NEIGHBOR_ROWS = 8
 MAIN = ("euler", "kts", "touchdown")
@@ -28,7 +33,7 @@ UNKNOWN = "–"
 
 
 def write_report(
-    path: Path, model: str, found: Mapping[str, Findings], report: Mapping[str, Any], training: torch.Tensor
+    path: Path, model: str, found: Mapping[str, Findings], report: Mapping[str, Any], training: TrainingImages
 ) -> None:
     """Write the page: ``report`` is what goes into ``report.json``."""
     plain, settings = found["euler"], report["audit"]["settings"]
@@ -44,26 +49,28 @@ def write_report(
         neighbor_space=report["neighbor_space"],
         frechet_space=report["frechet_space"],
         reference=report["reference"],
-        reference_kind="training" if _same_reference(report) else "reference",
+        reference_kind="training" if same_reference(report) else "reference",
         manifold_k=plain.manifold.k,
-        rows=[_row(name, findings) for name, findings in found.items()],
-        figures=_figures(found, labels, training, settings["threshold"]),
+        rows=[findings_row(name, findings) for name, findings in found.items()],
+        figures=_figures(found, labels, training.images, settings["threshold"]),
+        copies=duplicates_section(training),
+        reproduced=reproduced_section(plain, report["most_reproduced"], training, "by plain sampling"),
         shown=min(SHOWN, len(plain.images)),
         counts={"memorized": memorized, "other": len(plain.images) - memorized},
         separation_headings=[labels[name] for name in MAIN],
         separations=[{"name": key, "cells": [_auc(found[name], key) for name in MAIN]} for key in STATISTICS],
-        details=_details(report),
+        details=details(report),
         detector=report["detector"],
     )
     path.write_text(html, encoding="utf-8")
 
 
-def _same_reference(report: Mapping[str, Any]) -> bool:
+def same_reference(report: Mapping[str, Any]) -> bool:
     digests = report["audit"]["sha256"]
     return bool(digests["training_images"] == digests["reference"])
 
 
-def _row(name: str, findings: Findings) -> dict[str, Any]:
+def findings_row(name: str, findings: Findings) -> dict[str, Any]:
     f, change = findings.f_mem, findings.against_plain
     low, high = findings.bootstrap
     displacement = findings.net_displacement
@@ -72,7 +79,7 @@ def _row(name: str, findings: Findings) -> dict[str, Any]:
         "control": CONTROLS_IN_WORDS.get(name),
         "calls": findings.network_calls or UNKNOWN,
         "displacement": UNKNOWN if displacement is None else f"{displacement:.4f}",
-        "f_mem": f"{100 * f.fraction:.1f} ({100 * f.low:.1f}–{100 * f.high:.1f})",
+        "f_mem": f.in_words,
         "bootstrap": f"{100 * low:.1f}–{100 * high:.1f}",
         "change": f"{100 * change.difference:+.1f} ({100 * change.low:+.1f} to {100 * change.high:+.1f})"
         if change
@@ -126,9 +133,37 @@ def _grid(found: Mapping[str, Findings]) -> Figure:
     return plot_samples(images, {label: f.memorization.is_memorized[:SHOWN] for label, f in found.items()}, columns=6)
 
 
-def _details(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+def details(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     audit = report["audit"]
-    lines = [(name, str(value)) for name, value in audit["settings"].items() if value is not None and name != "shaping"]
-    lines += [(f"KTS {name}", str(value)) for name, value in audit["settings"]["shaping"].items() if value is not None]
+    lines = [("model", report["model"]), ("runs on", report["device"])]
+    lines += [(name, str(value)) for name, value in audit["settings"].items() if value is not None and name != "shaping"]
+    lines += [(f"KTS {name}", str(value)) for name, value in audit["settings"].get("shaping", {}).items() if value is not None]
     lines += [(name, str(value)) for name, value in audit["versions"].items()]
-    return lines + [(f"sha256 of {name}", value) for name, value in audit["sha256"].items()]
+    digests = audit["sha256"] | audit.get(CHECKPOINTS, {})
+    return lines + [(f"sha256 of {name}", value) for name, value in digests.items()]
+
+
+def duplicates_section(training: TrainingImages) -> Markup:
+    """What occurs twice in the training set, by name."""
+    pairs = training.close or []
+    shown = plot_pairs(training.images, pairs[:PAIRS]) if pairs else None
+    return Markup(
+        render(
+            DUPLICATES,
+            equal=[[training.names[i] for i in group] for group in training.equal[:LISTED]],
+            close=[[training.names[i], training.names[j]] for i, j in pairs[:LISTED]],
+            more=[max(0, len(training.equal) - LISTED), max(0, len(pairs) - LISTED)],
+            looked=training.close is not None,
+            most=MOST_COMPARED,
+            figure=png(shown, "Pairs of training images that are nearly equal") if shown else None,
+        )
+    )
+
+
+def reproduced_section(
+    findings: Findings, reproduced: Sequence[Mapping[str, Any]], training: TrainingImages, by: str
+) -> Markup:
+    """The training images given back most, with the samples."""
+    figure = plot_reproduced(findings.images, training.images, reproduced) if reproduced else None
+    alt = "Training images and the samples that repeat them"
+    return Markup(render(REPRODUCED, rows=reproduced, by=by, figure=png(figure, alt) if figure else None))

@@ -59,20 +59,19 @@ class Run:
     velocity: torch.Tensor
 
 
-class AuditSampler:
-    """Draws batches of every sampler of an audit.
+class PlainSampler:
+    """Draws batches of a pipeline with the scheduler that it has.
 
     Args:
         sampler (`Sampler`): of the model.
         prompts (`Sequence[Prompt]`): prompts or classes, which repeat in turn.
 
     Raises:
-        ValueError: the model is not flow matching, or does not take the prompts or what an audit needs.
+        ValueError: the model does not take the prompts.
     """
 
     def __init__(self, sampler: Sampler, prompts: Sequence[Prompt]) -> None:
         self.sampler, self.prompts = sampler, prompts
-        sampler.check_comparable()
         sampler.check_prompts(prompts)
         sampler.pipe.record_turn = True
 
@@ -87,6 +86,23 @@ class AuditSampler:
         if shape[0] not in (1, 3):
             raise ValueError(f"{self.sampler.name} draws images of {shape[0]} channels; an audit takes grey or RGB.")
         return shape
+
+    def plain(self, block: range, size: tuple[int, int]) -> Batch:
+        """A batch of the samples of ``block``, images of the (height, width)."""
+        drawn = self.sampler.draw(block, in_turn(self.prompts, block))
+        return Batch(resized(drawn.images.clamp(0, 1), size), drawn.trace)
+
+
+class AuditSampler(PlainSampler):
+    """Draws batches of every sampler of an audit.
+
+    Raises:
+        ValueError: as `PlainSampler`, or the model is not flow matching, or does not take what an audit needs.
+    """
+
+    def __init__(self, sampler: Sampler, prompts: Sequence[Prompt]) -> None:
+        sampler.check_comparable()
+        super().__init__(sampler, prompts)
 
     def draw(
         self, block: range, samplers: Mapping[str, Compared], size: tuple[int, int], advance: Callable[[str, int], None]

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from scipy.stats import norm
 
 from ..memorization.fraction import paired_difference
+from .checkpoints import BASE
 from .measures import Findings
 from .sampling import CONTROLS
 
@@ -17,11 +18,7 @@ def verdict(found: Mapping[str, Findings], frechet_space: str) -> list[str]:
     """Sentences for the reader. Significant means: exact McNemar test on the pairs of the same noises, p below .05 after
     Bonferroni's correction for the comparisons made here."""
     plain, kts, touchdown = found["euler"], found["kts"], found["touchdown"]
-    low, high = f"{plain.f_mem.low:.1%}", f"{plain.f_mem.high:.1%}"
-    sentences = [
-        f"Plain sampling repeats the training set in {_share(plain)} of its samples ({plain.f_mem.count} of {plain.f_mem.n}; "
-        f"95 % interval {low} to {high})."
-    ]
+    sentences = [f"Plain sampling repeats the training set in {_counted(plain)}."]
     sentences.append(_change("KTS", kts))
     if kts.against_plain and kts.against_plain.p_value < LEVEL and kts.against_plain.difference < 0:
         sentences += _against_controls(found)
@@ -86,6 +83,48 @@ def _trajectories(plain: Findings) -> str:
         return f"No statistic of the plain trajectories tells memorized samples from others (best: {name}, {figures})."
     kind = "higher" if best.auc > 0.5 else "lower"
     return f"In plain trajectories, {name} tells memorized samples best: it is {kind} in them ({figures})."
+
+
+def last_below(found: Mapping[str, Findings], limit: float) -> str | None:
+    """The last checkpoint whose 95 % interval of F_mem lies below the limit; None if there is none."""
+    below = [name for name, findings in found.items() if findings.f_mem.high < limit and name != BASE]
+    return below[-1] if below else None
+
+
+def series_verdict(found: Mapping[str, Findings], limit: float, frechet_space: str) -> list[str]:
+    """Sentences on checkpoints, in the order of their steps."""
+    last, trained = last_below(found, limit), {name: f for name, f in found.items() if name != BASE}
+    sentences = []
+    if last is None:
+        sentences.append(f"No checkpoint is shown to be below the limit: no interval of F_mem ends below {limit:.3g}.")
+    else:
+        sentences.append(
+            f"The last checkpoint below the limit of {limit:.3g} is {last}: it repeats the training set in "
+            f"{_counted(trained[last])}."
+        )
+        names = [*trained]
+        if above := [name for name in names[: names.index(last)] if trained[name].f_mem.high >= limit]:
+            sentences.append(
+                f"{above[-1].capitalize()} before it is above the limit ({_counted(trained[above[-1]])}), so the order may be "
+                "chance: draw more samples."
+            )
+    if BASE in found:
+        sentences.append(f"The base model without LoRA repeats it in {_counted(found[BASE])}.")
+    worst = max(trained, key=lambda name: trained[name].f_mem.count)
+    if worst != last:
+        sentences.append(f"Most is repeated by {worst}: {_counted(trained[worst])}.")
+    best = min(trained, key=lambda name: trained[name].frechet_distance)
+    quality = f"Frechet distance in {frechet_space} (lower is better, no interval) is lowest for {best}"
+    sentences.append(
+        f"{quality}, {trained[best].frechet_distance:.4g}"
+        + ("." if last in (None, best) else f"; for {last} it is {trained[last].frechet_distance:.4g}.")
+    )
+    return sentences
+
+
+def _counted(findings: Findings) -> str:
+    f = findings.f_mem
+    return f"{f.count} of its {f.n} samples: {f.in_words}"
 
 
 def _share(findings: Findings) -> str:

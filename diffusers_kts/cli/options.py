@@ -27,6 +27,7 @@ from ..sampling.settings import (
 
 # the order of the groups in a command's help
 ORDER = (MODEL, PROMPTS, SAMPLING, KTS, IMAGES, MEASURES, NETWORKS, SELECTION, OUTPUT, DISTRIBUTED)
+REST = "more"  # of a list of paths, behind the first
 Command = Callable[[Any], None]
 
 
@@ -39,6 +40,10 @@ def options_of(settings: type[Settings], config: bool = False) -> Callable[[Comm
     """
     parameters = [_parameter(settings, field, config) for field in dataclasses.fields(settings)]
     parameters.sort(key=lambda parameter: ORDER.index(settings.__dataclass_fields__[parameter.name].metadata["group"]))
+    lists = [field.name for field in dataclasses.fields(settings) if typing.get_origin(field.metadata["kind"]) is list]
+    if lists:  # `--checkpoints runs/*`, of which a shell makes several words
+        rest = Annotated[list[Path] | None, typer.Argument(hidden=True)]
+        parameters.append(inspect.Parameter(REST, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=rest))
     if config:
         option = typer.Option(help="YAML file with any of these settings; options given here come first.", show_default=False)
         annotation = Annotated[Path | None, option]
@@ -49,6 +54,10 @@ def options_of(settings: type[Settings], config: bool = False) -> Callable[[Comm
         def run(**options: Any) -> None:
             given = {name: value for name, value in options.items() if value is not None and value != []}
             quiet()
+            if more := given.pop(REST, None):
+                if not (first := next((name for name in lists if name in given), None)):
+                    raise ValueError(f"{more[0]} belongs to no option; put --{lists[0]} before it, or leave it out.")
+                given[first] = [*given[first], *more]
             command(settings.load(given.pop("config", None), **given))
 
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

@@ -37,6 +37,13 @@ def load_images(path: Path, shape: tuple[int, int, int], resize: bool = False) -
     return tensor
 
 
+def image_names(path: Path) -> list[str]:
+    """The names of the images that `load_images` reads, in its order: a file's name with the number, or those of pictures."""
+    return (
+        open_images(path, 1).names if path.is_dir() else [f"{path.name}[{i}]" for i in range(ImageArray.open(path).shape[0])]
+    )
+
+
 def resized(images: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
     """(B, C, H, W) images cropped to the middle and scaled to ``size``; the same images where they have it."""
     height, width = images.shape[2:]

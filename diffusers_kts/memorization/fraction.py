@@ -68,6 +68,15 @@ class MemorizedFraction:
     def fraction(self) -> float:
         return self.count / self.n
 
+    @property
+    def in_words(self) -> str:
+        """The share with its 95 % interval; where no sample or every one is memorized, the bound that this proves."""
+        if not self.count:
+            return f"at most {100 * self.high:.2g} % (95 %)"
+        if self.count == self.n:
+            return f"at least {100 * self.low:.3g} % (95 %)"
+        return f"{100 * self.fraction:.1f} % (95 %: {100 * self.low:.1f} to {100 * self.high:.1f})"
+
 
 def memorized_fraction(is_memorized: torch.Tensor, confidence: float = 0.95) -> MemorizedFraction:
     """F_mem with its exact binomial interval, which is right where the count is 0, too.

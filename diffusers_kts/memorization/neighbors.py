@@ -137,13 +137,14 @@ def _first(distances: torch.Tensor, indices: torch.Tensor, k: int) -> tuple[torc
     return distances[:, :k], indices.gather(1, order[:, :k])
 
 
+def equal_images(images: torch.Tensor) -> list[list[int]]:
+    """Indices of the images (n, ...) in groups that are equal in every number; in order, most of them alone."""
+    groups: dict[bytes, list[int]] = {}
+    for i, image in enumerate((images.detach().cpu() + 0).numpy()):  # -0.0 + 0 is 0.0, the equal number
+        groups.setdefault(hashlib.sha256(image.tobytes()).digest(), []).append(i)
+    return list(groups.values())
+
+
 def distinct_images(images: torch.Tensor) -> torch.Tensor:
     """(m,) indices, ascending, of the images (n, ...) that equal no earlier one in every number."""
-    seen: set[bytes] = set()
-    first = []
-    for i, image in enumerate((images.detach().cpu() + 0).numpy()):  # -0.0 + 0 is 0.0, the equal number
-        digest = hashlib.sha256(image.tobytes()).digest()
-        if digest not in seen:
-            seen.add(digest)
-            first.append(i)
-    return torch.tensor(first, dtype=torch.int64)
+    return torch.tensor([group[0] for group in equal_images(images)], dtype=torch.int64)

@@ -102,11 +102,12 @@ def fingerprint(folder: Path) -> str:
     files = [folder / "model_index.json", *(path for name in components for path in (folder / name).rglob("*"))]
     digest = hashlib.sha256()
     for path in sorted(path for path in files if path.is_file()):
-        digest.update(f"{path.relative_to(folder).as_posix()} {_file_hash(path)}\n".encode())
+        digest.update(f"{path.relative_to(folder).as_posix()} {file_hash(path)}\n".encode())
     return digest.hexdigest()
 
 
-def _file_hash(path: Path) -> str:
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file."""
     blob = path.resolve()
     if blob.parent.name == "blobs" and len(blob.name) == 64:  # the Hub's cache names large files by their SHA-256
         return blob.name
