@@ -87,11 +87,11 @@ def _lora_file(path: Path) -> Path:
 
 
 def _step(path: Path) -> int:
-    """The last number in the name, or in that of the folder if the name has none."""
-    for name in (path.name.removesuffix(".safetensors"), path.absolute().parent.name):
-        if numbers := re.findall(r"\d+", name):
-            return int(numbers[-1])
-    raise ValueError(f"the name of checkpoint {path} holds no training step; let it end in one, as in checkpoint-500.")
+    """The last number in the name; in that of the folder, where the training script gives every file the same name."""
+    name = path.absolute().parent.name if path.name == LORA else path.name.removesuffix(".safetensors")
+    if not (numbers := re.findall(r"\d+", name)):
+        raise ValueError(f"the name of checkpoint {path} holds no training step; let it end in one, as in checkpoint-500.")
+    return int(numbers[-1])
 
 
 def put_lora(pipe: Any, checkpoint: Checkpoint) -> None:

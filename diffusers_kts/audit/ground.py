@@ -12,6 +12,7 @@ from ..features.feature_space import FeatureSpace
 from ..images.training_images import load_images
 from ..sampling.find import find_images
 from .measures import Yardsticks
+from .sampling import PlainSampler
 from .settings import AuditSettings
 from .training import TrainingImages, pixels_hash
 
@@ -93,11 +94,11 @@ def image_paths(settings: AuditSettings, folder: Path) -> Path:
     return find_images(folder, settings.training_images, "--training-images", settings.output)
 
 
-def device_name(device: torch.device) -> str:
-    """As a report names it."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type} ({platform.machine()}, {platform.system()})"
+def about(sampler: PlainSampler, device: torch.device) -> dict[str, str]:
+    """What ``report.json`` says of the model, and of where it ran."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({platform.machine()})"
+    task = "text-to-image" if sampler.sampler.subject == "prompt" else "unconditional-image-generation"  # the Hub's names
+    return {"model": sampler.sampler.settings.model, "task": task, "device": name}
 
 
 def measured_in(ground: Ground, space: str) -> dict[str, Any]:

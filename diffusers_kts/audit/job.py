@@ -15,10 +15,11 @@ from ..sampling.devices import usable_device
 from ..sampling.find import find_model, fingerprint, num_classes
 from ..sampling.prompts import prompts_hash, read_prompts
 from ..sampling.sampler import Sampler
-from .ground import Ground, device_name, image_paths, measured_in
+from .card import read_card
+from .ground import Ground, about, image_paths, measured_in
 from .measures import Findings, measure
 from .report import write_report
-from .result import FORMAT, AuditResult
+from .result import FORMAT, AuditResult, finished
 from .sampling import DRAWN, SAMPLERS, AuditSampler
 from .settings import AuditSettings
 from .store import BLOCKS, begin, drawn_once, joined, versions
@@ -42,6 +43,8 @@ def run_audit(settings: AuditSettings, show_progress: bool = True) -> AuditResul
     output = settings.output
     if output.exists() and not output.is_dir():
         raise NotADirectoryError(f"{output} is a file; give a folder with --output.")
+    if settings.card is not None:
+        read_card(settings.card)  # refuses now what would fail once all is drawn
     if settings.checkpoints:
         from .series import run_series
 
@@ -67,8 +70,7 @@ def run_audit(settings: AuditSettings, show_progress: bool = True) -> AuditResul
     words = verdict(findings, ground.space.name)
     report = {
         **FORMAT,
-        "model": settings.model,
-        "device": device_name(device),
+        **about(sampler, device),
         "audit": manifest,
         "verdict": words,
         "notes": notes,
@@ -83,8 +85,10 @@ def run_audit(settings: AuditSettings, show_progress: bool = True) -> AuditResul
         pq.write_table(samples_table(sampler, settings, findings), partial / "samples.parquet")
         (partial / "report.json").write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
         write_report(partial / "report.html", settings.model, findings, report, ground.training)
-    written = [*FILES] if detector is None else [*FILES, DETECTOR]
-    return AuditResult(findings, words, report, [output / name for name in written], notes)
+    written = [output / name for name in FILES]
+    if detector is not None:
+        written.append(output / DETECTOR)
+    return finished(settings, AuditResult(findings, words, report, written, notes))
 
 
 def _draw_missing(

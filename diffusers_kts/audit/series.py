@@ -15,9 +15,9 @@ from ..sampling.find import find_model, fingerprint, num_classes
 from ..sampling.prompts import Prompt, prompts_hash, read_prompts
 from ..sampling.sampler import Sampler
 from .checkpoints import Checkpoint, find_checkpoints, put_lora
-from .ground import Ground, device_name, image_paths, measured_in
+from .ground import Ground, about, image_paths, measured_in
 from .measures import Findings, measure_sampler
-from .result import FORMAT, AuditResult
+from .result import FORMAT, AuditResult, finished
 from .sampling import Batch, PlainSampler
 from .series_report import write_series_report
 from .settings import AuditSettings
@@ -82,8 +82,8 @@ def run_series(settings: AuditSettings, show_progress: bool = True) -> AuditResu
     steps = {checkpoint.name: checkpoint.step for checkpoint in checkpoints}
     report = {
         **FORMAT,
-        "model": settings.model if checkpoints[0].is_lora else str(folder),
-        "device": device_name(device),
+        **about(loaded.sampler, device),
+        "model": settings.model if checkpoints[0].is_lora else str(folder.parent),
         "audit": manifest,
         "verdict": words,
         "notes": notes,
@@ -100,7 +100,8 @@ def run_series(settings: AuditSettings, show_progress: bool = True) -> AuditResu
         pq.write_table(samples_table(loaded.sampler, settings, findings), partial / "samples.parquet")
         (partial / "report.json").write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
         write_series_report(partial / "report.html", findings, steps, report, ground.training)
-    return AuditResult(findings, words, report, [settings.output / name for name in FILES], notes)
+    written = [settings.output / name for name in FILES]
+    return finished(settings, AuditResult(findings, words, report, written, notes))
 
 
 class _Loaded:

@@ -1,0 +1,203 @@
+"""``kts audit --checkpoints``: which are taken, what is drawn from each, the decision, and refusals before any work."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from diffusers import StableDiffusion3Pipeline
+from huggingface_hub import ModelCard
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
+from PIL import Image
+from tiny_pipelines import tiny_sd3
+
+from diffusers_kts import embedded_model
+from diffusers_kts.audit import job
+from diffusers_kts.audit.sampling import PlainSampler
+from diffusers_kts.audit.settings import AuditSettings, fewest_samples
+from diffusers_kts.audit.training import TrainingImages
+from diffusers_kts.memorization.fraction import memorized_fraction
+from diffusers_kts.seeding import sample_generators
+
+SCHEMA = json.loads(Path(job.__file__).with_name("report.schema.json").read_text())
+
+
+def pooled(images):
+    """A feature network for the tests: means of quarters."""
+    return torch.nn.functional.adaptive_avg_pool2d(images, 2)
+
+
+def lora(folder, seed):
+    """A LoRA of `tiny_sd3` with random weights, saved as diffusers' training scripts do."""
+    pipe = tiny_sd3()
+    pipe.transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"]))
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in pipe.transformer.named_parameters():
+            if "lora_" in name:
+                weight.normal_()
+    StableDiffusion3Pipeline.save_lora_weights(folder, transformer_lora_layers=get_peft_model_state_dict(pipe.transformer))
+
+
+@pytest.fixture(scope="module")
+def fine_tune(tmp_path_factory):
+    """A folder with a base pipeline, two LoRAs on it, whose order by name is not that of their steps, pictures and prompts."""
+    folder = tmp_path_factory.mktemp("fine-tune")
+    tiny_sd3().save_pretrained(folder / "base")
+    for step in (90, 1000):
+        lora(folder / "runs" / f"checkpoint-{step}", step)
+    (folder / "pictures").mkdir()
+    for i in range(6):
+        pixels = np.random.default_rng(i % 5).integers(0, 256, (32, 32, 3), np.uint8)  # the last equals the first
+        Image.fromarray(pixels).save(folder / "pictures" / f"{i}.png")
+    (folder / "prompts.txt").write_text("a fox\na bear\n")
+    return folder
+
+
+ARGS = "--model base --training-images pictures --prompts prompts.txt --num-samples 8 --num-inference-steps 2 --batch-size 8 "
+ARGS += "--height 32 --width 32 --features test_checkpoints:pooled --limit 0.4 --guidance-scale 1"
+
+
+def test_loras_are_drawn_from_one_after_another_on_their_base(fine_tune, kts, monkeypatch):
+    monkeypatch.chdir(fine_tune)
+    (fine_tune / "README.md").write_text("# Koala\n\n## Mine\n")
+    given = f"{ARGS} --checkpoints runs/checkpoint-1000 runs/checkpoint-90 --output out --card README.md"
+    code, out, err = kts("audit", *given.split())
+    assert code == 0, err
+    card = ModelCard.load(fine_tune / "README.md")
+    assert card.data.model_name == "base" and "## Mine" in card.text and "at most 37 % (95 %)" in card.text
+    report, rows = json.loads((fine_tune / "out" / "report.json").read_text()), pd.read_parquet("out/samples.parquet")
+    jsonschema.validate(report, SCHEMA)
+    assert [*report["checkpoints"]] == ["base model", "step 90", "step 1000"] == list(rows["sampler"].unique())
+    assert report["last_below"] == "step 1000" and "at most 37 % (95 %)" in out  # 1 - .025^(1/8)
+    assert report["training_images"]["equal"] == [["0.png", "5.png"]]
+    page = (fine_tune / "out" / "report.html").read_text()
+    assert "0.png, 5.png" in page and page.index("Duplicates") < page.index("against the training step")
+
+    training = TrainingImages.load(fine_tune / "pictures", (3, 32, 32), False)
+    for name, step in (("base model", None), ("step 90", 90), ("step 1000", 1000)):  # each drawn by hand, on a fresh base
+        pipe = StableDiffusion3Pipeline.from_pretrained(fine_tune / "base")
+        pipe.set_progress_bar_config(disable=True)
+        if step is not None:
+            pipe.load_lora_weights(fine_tune / "runs" / f"checkpoint-{step}")
+        image = pipe(
+            "a bear", generator=sample_generators(0, [3]), num_inference_steps=2, height=32, width=32, guidance_scale=1,
+            output_type="pt",
+        ).images  # fmt: skip
+        row = rows[(rows["sampler"] == name) & (rows["sample"] == 3)].iloc[0]
+        distances = (training.images - image).flatten(1).norm(dim=1)
+        assert row["subject"] == "a bear" and row["d1"] == pytest.approx(float(distances.min()), abs=0.1)
+
+
+@pytest.fixture(scope="module")
+def run_of_pipelines(tmp_path_factory):
+    """Two embedded models as checkpoints: the one that generalizes, then the one that memorized."""
+    folder = tmp_path_factory.mktemp("pipelines")
+    for name, model in (("step_200", "memorizing"), ("step_100", "generalizing")):
+        (folder / name).symlink_to(embedded_model(model))
+    return folder
+
+
+def settings(folder, steps, **changes):
+    values = {
+        "num_samples": 24,
+        "num_inference_steps": 10,
+        "batch_size": 24,
+        "limit": 0.15,
+        "features": "test_checkpoints:pooled",
+    }
+    values |= {"training_images": embedded_model() / "training_images.npz", "output": folder / "out"}
+    return AuditSettings(checkpoints=[folder / f"step_{step}" for step in steps], **values | changes)
+
+
+def test_the_last_checkpoint_below_the_limit_is_named_and_more_may_come(run_of_pipelines, monkeypatch):
+    folder, plain, drawn = run_of_pipelines, PlainSampler.plain, []
+
+    def note(self, block, size):
+        drawn.append((self.sampler.settings.model, block))
+        return plain(self, block, size)
+
+    monkeypatch.setattr(PlainSampler, "plain", note)
+    job.run_audit(settings(folder, [100]), show_progress=False)
+    result = job.run_audit(settings(folder, [200, 100]), show_progress=False)
+    assert [model for model, _ in drawn] == [str(folder / "step_100"), str(folder / "step_200")]  # none is drawn twice
+    report = json.loads((folder / "out" / "report.json").read_text())
+    jsonschema.validate(report, SCHEMA)
+    early, late = (report["checkpoints"][f"step {step}"]["f_mem"] for step in (100, 200))
+    assert early["count"] == 0 and early["high"] < 0.15 < late["high"] and report["last_below"] == "step 100"
+    assert "The last checkpoint below the limit of 0.15 is step 100" in result.verdict[0] and late["count"] > 2
+    rows = pd.read_parquet(folder / "out" / "samples.parquet")
+    hits = rows[(rows["sampler"] == "step 200") & rows["memorized"]]
+    for image in report["most_reproduced"]:
+        assert image["samples"] == hits["sample"][hits["training_image_1"] == image["training_image"]].tolist()
+    assert sum(len(image["samples"]) for image in report["most_reproduced"]) <= len(hits)
+
+    before = (folder / "out" / "report.json").read_bytes()
+    with pytest.raises(ValueError, match="of step 100 too, which is not among these checkpoints"):
+        job.run_audit(settings(folder, [200]), show_progress=False)
+    with pytest.raises(ValueError, match="an audit of checkpoints"):
+        job.run_audit(settings(folder, [], model="memorizing"), show_progress=False)
+    assert (folder / "out" / "report.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("limit", [0.01, 0.05, 0.3, 0.975])
+def test_the_fewest_samples_that_can_prove_a_limit(limit):
+    n = fewest_samples(limit)
+    assert memorized_fraction(torch.zeros(n)).high < limit
+    assert n == 1 or memorized_fraction(torch.zeros(n - 1)).high >= limit
+
+
+@pytest.mark.parametrize(
+    ("checkpoints", "words"),
+    [
+        ("nowhere-7", "there is no checkpoint at nowhere-7"),
+        ("runs/empty-7", "holds neither model_index.json nor a .safetensors file"),
+        ("prompts.txt", "prompts.txt is no checkpoint"),
+        ("runs/checkpoint-90 base-5", "is a LoRA, base-5 a pipeline"),
+        ("base-5 grey-6", "base-5 is a StableDiffusion3Pipeline, grey-6 a ClassConditionalFlowPipeline"),
+        ("runs/checkpoint-90 other-90", "are both of step 90"),
+        ("base", "holds no training step"),
+        ("runs/checkpoint-90 foreign-3", "foreign-3/lora.safetensors is no LoRA of this pipeline"),
+        ("runs/checkpoint-90 cut-4.safetensors", "cut-4.safetensors is no LoRA of this pipeline"),
+        ("broken-8", "checkpoint broken-8 cannot be loaded"),
+        ("runs/checkpoint-90 --limit 0.05", "draw at least 72"),
+        ("runs/checkpoint-90 --limit 1", "limit is 1.0"),
+        ("runs/checkpoint-90 --model memorizing --prompts class.txt --height 28 --width 28", "takes no height"),
+        ("runs/checkpoint-90 --training-images out/pictures", "are in the output folder"),
+    ],
+)
+def test_unsuitable_checkpoints_end_with_one_sentence_before_any_work(fine_tune, kts, tmp_path, checkpoints, words):
+    for name in ("base", "runs", "pictures", "prompts.txt"):
+        (tmp_path / name).symlink_to(fine_tune / name) if name != "runs" else shutil.copytree(
+            fine_tune / name, tmp_path / name
+        )
+    (tmp_path / "base-5").symlink_to(fine_tune / "base")
+    (tmp_path / "grey-6").symlink_to(embedded_model())
+    shutil.copytree(tmp_path / "runs" / "checkpoint-90", tmp_path / "other-90")
+    for empty in ("runs/empty-7", "foreign-3"):
+        (tmp_path / empty).mkdir()
+    from safetensors.torch import save_file
+
+    save_file({"transformer.nothing.lora_A.weight": torch.zeros(2, 2)}, tmp_path / "foreign-3" / "lora.safetensors")
+    whole = (tmp_path / "other-90" / "pytorch_lora_weights.safetensors").read_bytes()
+    (tmp_path / "cut-4.safetensors").write_bytes(whole[:200])
+    shutil.copytree(fine_tune / "base", tmp_path / "broken-8")
+    (tmp_path / "broken-8" / "transformer" / "diffusion_pytorch_model.safetensors").write_bytes(b"")
+    (tmp_path / "class.txt").write_text("Bag")
+    given, *more = checkpoints.split(" --")
+    if "out/" in checkpoints:
+        shutil.copytree(fine_tune / "pictures", tmp_path / "out" / "pictures")
+    options = [word for option in more for word in f"--{option}".split()]
+    code, _, err = kts("audit", *ARGS.split(), "--checkpoints", *given.split(), "--output", "out", *options)
+    assert code == 2 and words in err and err.count("\n") == 1 and "Traceback" not in err
+    assert not (tmp_path / "out" / "audit.json").exists()
+
+
+def test_words_that_belong_to_no_option_are_named(kts):
+    code, _, err = kts("audit", "runs/checkpoint-1")
+    assert code == 2 and "runs/checkpoint-1 belongs to no option; put --checkpoints before it" in err
