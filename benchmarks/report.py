@@ -21,6 +21,7 @@ TITLES = {
     "text_to_image_shaping": "What shaping does to a text-to-image model",
     "detector": "A detector of memorized samples",
     "matched_launch": "A launch matched to what a model lacks",
+    "planted_copies": "Planted copies: which the audit finds",
     "tuning": "Settings that kts tune recommends",
     "excess": "What the path energy measures, and its excess",
     "adaptive": "Gains per sample: energy budget and turning",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import brief
-from ..pipelines.complete_weights import check_weights
+from ..pipelines.complete_weights import check_weights, quiet
 from ..pipelines.loading import pipeline_class
 from ..pipelines.pipeline_kpe_monitor import plain_class
 from ..sampling.find import file_hash, fingerprint
@@ -108,7 +108,8 @@ def put_lora(pipe: Any, checkpoint: Checkpoint) -> None:
     try:
         state = pipe.lora_state_dict(str(checkpoint.path))
         given = sum("lora_" in key for key in (state[0] if isinstance(state, tuple) else state))
-        pipe.load_lora_weights(str(checkpoint.path))
+        with quiet():  # the libraries name every part that the LoRA leaves as it is
+            pipe.load_lora_weights(str(checkpoint.path))
         loaded = sum("lora_" in key for part in pipe.get_list_adapters() for key, _ in getattr(pipe, part).named_parameters())
     except Exception as error:  # whatever a foreign file makes diffusers, peft, safetensors or torch raise
         raise ValueError(

@@ -11,6 +11,7 @@ from ..features.choice import feature_space
 from ..features.feature_space import FeatureSpace
 from ..images.training_images import load_images
 from ..sampling.find import find_images
+from .copies import CopyMeasures
 from .measures import Yardsticks
 from .sampling import PlainSampler
 from .settings import AuditSettings
@@ -27,6 +28,7 @@ class Ground:
         real: (n, C, H, W) those that quality is measured against.
         space: where.
         yardsticks: of these.
+        copies: measures of copies beside F_mem.
     """
 
     size: tuple[int, int]
@@ -34,6 +36,7 @@ class Ground:
     real: torch.Tensor
     space: FeatureSpace
     yardsticks: Yardsticks
+    copies: CopyMeasures
 
     @classmethod
     def of(cls, settings: AuditSettings, training: Path, drawn: tuple[int, int, int], device: torch.device) -> "Ground":
@@ -53,7 +56,9 @@ class Ground:
         space = feature_space(settings.features, device, shape)
         images = TrainingImages.load(training, shape, resize)
         real = images.images if settings.reference is None else load_images(settings.reference, shape, resize)
-        return cls(size, images, real, space, Yardsticks.of(images, real, space, settings.neighbors == "features"))
+        yardsticks = Yardsticks.of(images, real, space, settings.neighbors == "features")
+        held_out = None if settings.reference is None else real
+        return cls(size, images, real, space, yardsticks, CopyMeasures(images, held_out, space, settings.threshold))
 
     @property
     def sha256(self) -> dict[str, str]:
@@ -75,6 +80,11 @@ class Ground:
             )
         if copies := len(self.training.images) - len(self.training.distinct):
             notes.append(f"{copies} training images are copies of others and were left out, so that d2 is to another image.")
+        if self.copies.equal:
+            notes.append(
+                f"{self.copies.equal} reference images equal a training image. They are left out where real images "
+                "calibrate a threshold."
+            )
         if self.training.close:
             notes.append(
                 f"{len(self.training.close)} pairs of training images are nearly equal. A sample that repeats one of them is "

@@ -66,6 +66,7 @@ class Findings:
     manifold: PrecisionRecall
     statistics: dict[str, torch.Tensor]
     separations: dict[str, Separation]
+    copies: dict[str, Any] | None = None  # by further measures, of `CopyMeasures`
 
     @property
     def f_mem(self) -> MemorizedFraction:
@@ -96,6 +97,7 @@ class Findings:
             "net_displacement": self.net_displacement,
             "f_mem": vars(self.f_mem) | {"fraction": self.f_mem.fraction, "bootstrap": list(self.bootstrap)},
             "against_plain": vars(self.against_plain) if self.against_plain else None,
+            "copies": self.copies,
             "frechet_distance": self.frechet_distance,
             "precision": self.manifold.precision,
             "recall": self.manifold.recall,

@@ -9,16 +9,18 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from ..kpe.plot import plot_power
+from ..memorization.fraction import FALSE_ALARMS
 from ..page import png, render, svg
 from ..plotting import plot_neighbors, plot_samples
+from .copies import UNKNOWN, copy_rows
 from .figures import plot_energies, plot_groups, plot_pairs, plot_reproduced, plot_shares
 from .measures import STATISTICS, Findings
 from .sampling import CONTROLS
 from .store import CHECKPOINTS
 from .training import MOST_COMPARED, TrainingImages
 
-TEMPLATE, DUPLICATES, REPRODUCED = (
-    Path(__file__).with_name(f"{name}.html") for name in ("report", "duplicates", "reproduced")
+TEMPLATE, DUPLICATES, COPIES, REPRODUCED = (
+    Path(__file__).with_name(f"{name}.html") for name in ("report", "duplicates", "copies", "reproduced")
 )
 PAIRS, LISTED = 8, 50  # duplicates shown, and listed
 SHOWN = 24
@@ -29,7 +31,6 @@ CONTROLS_IN_WORDS = {
     "noise": "the plain sample with noise as strong as KTS changed it",
     "finished": "KTS moved on by its missing displacement",
 }
-UNKNOWN = "–"
 
 
 def write_report(
@@ -53,7 +54,8 @@ def write_report(
         manifold_k=plain.manifold.k,
         rows=[findings_row(name, findings) for name, findings in found.items()],
         figures=_figures(found, labels, training.images, settings["threshold"]),
-        copies=duplicates_section(training),
+        duplicates=duplicates_section(training),
+        copies=copies_section(plain, "by plain sampling"),
         reproduced=reproduced_section(plain, report["most_reproduced"], training, "by plain sampling"),
         shown=min(SHOWN, len(plain.images)),
         counts={"memorized": memorized, "other": len(plain.images) - memorized},
@@ -158,6 +160,12 @@ def duplicates_section(training: TrainingImages) -> Markup:
             figure=png(shown, "Pairs of training images that are nearly equal") if shown else None,
         )
     )
+
+
+def copies_section(findings: Findings, by: str) -> Markup:
+    """Copies by every measure, next to what real images give."""
+    rows = copy_rows(findings.copies or {})
+    return Markup(render(COPIES, rows=rows, by=by, false_alarms=FALSE_ALARMS))
 
 
 def reproduced_section(

@@ -75,6 +75,7 @@ def run_series(settings: AuditSettings, show_progress: bool = True) -> AuditResu
             findings[checkpoint.name] = measure_sampler(
                 checkpoint.name, joined(held, SAMPLES), ground.yardsticks, settings.threshold, settings.seed
             )
+            findings[checkpoint.name].copies = ground.copies(findings[checkpoint.name].images)
     last = last_below(findings, settings.limit)
     words = series_verdict(findings, settings.limit, ground.space.name)
     notes = ground.notes(settings) + diverged(findings)

@@ -6,9 +6,10 @@ from typing import Any
 
 from ..page import png, render, svg
 from ..plotting import plot_samples
+from .copies import copy_rows
 from .figures import plot_steps
 from .measures import Findings
-from .report import details, duplicates_section, findings_row, reproduced_section, same_reference
+from .report import copies_section, details, duplicates_section, findings_row, reproduced_section, same_reference
 from .training import TrainingImages
 
 TEMPLATE = Path(__file__).with_name("series.html")
@@ -40,8 +41,12 @@ def write_series_report(
         frechet_space=report["frechet_space"],
         reference=report["reference"],
         reference_kind="training" if same_reference(report) else "reference",
-        rows=[findings_row(name, f) | {"chosen": name == report["last_below"]} for name, f in found.items()],
-        copies=duplicates_section(training),
+        rows=[
+            findings_row(name, f) | {"chosen": name == report["last_below"], "copies": copy_rows(f.copies or {})}
+            for name, f in found.items()
+        ],
+        duplicates=duplicates_section(training),
+        copies=copies_section(worst, f"of {worst.heading}"),
         reproduced=reproduced_section(worst, report["most_reproduced"], training, f"of {worst.heading}"),
         figures={
             "steps": svg(plot_steps(found, steps, report["limit"], report["last_below"])),

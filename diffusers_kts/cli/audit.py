@@ -1,4 +1,4 @@
-"""``kts audit``: memorization of a model, with the controls of KTS."""
+"""``kts audit``: memorization of a model with the controls of KTS, or of checkpoints."""
 
 from typing import TYPE_CHECKING
 
@@ -14,19 +14,20 @@ if TYPE_CHECKING:
 
 @options_of(AuditSettings)
 def audit(settings: AuditSettings) -> None:
-    """Measure memorization: plain, KTS, touchdown and the controls of KTS from the same noises, in one report."""
+    """Measure memorization: plain, KTS, touchdown and the controls of KTS from the same noises, in one report; or which
+    checkpoint of a training is the last that does not memorize."""
     from ..audit.job import run_audit
 
     _print(run_audit(settings))
 
 
 def _print(result: "AuditResult") -> None:
-    table = Table("sampler", "calls", "F_mem", "95 %", "vs plain", "p", "Frechet")
+    table = Table("sampler", "calls", "F_mem", "vs plain", "p", "Frechet")
     for found in result.findings.values():
-        f, change = found.f_mem, found.against_plain
+        change = found.against_plain
         changed = (f"{100 * change.difference:+.1f}", f"{change.p_value:.2g}") if change else ("", "")
-        interval, distance = f"{100 * f.low:.1f}-{100 * f.high:.1f}", f"{found.frechet_distance:.4g}"
-        table.add_row(found.heading, str(found.network_calls or ""), f"{f.fraction:.1%}", interval, *changed, distance)
+        calls, distance = str(found.network_calls or ""), f"{found.frechet_distance:.4g}"
+        table.add_row(found.heading, calls, found.f_mem.in_words, *changed, distance)
     rich.print(table)
     for sentence in result.verdict:
         print(sentence)

@@ -5,8 +5,10 @@ from ..lazy_exports import lazy_exports
 _EXPORTS = {
     "MemorizationDetector": ".detector",
     "bootstrap_interval": ".fraction",
+    "calibrated_threshold": ".fraction",
     "distinct_images": ".neighbors",
     "measure_memorization": ".fraction",
+    "measure_transformed": ".transformed",
     "memorized": ".fraction",
     "memorized_fraction": ".fraction",
     "nearest_neighbors": ".neighbors",

@@ -21,6 +21,7 @@ from scipy.stats import binomtest
 from .neighbors import CHUNK_SIZE, check_images, distinct_images, nearest_neighbors
 
 THRESHOLD = 1 / 3
+FALSE_ALARMS = 0.05  # share of real images that a calibrated threshold calls copies
 APART = 1.8  # ratio of the ranges of samples and training images from which a warning of different scales is raised
 
 
@@ -53,6 +54,21 @@ def memorized(distances: torch.Tensor, threshold: float = THRESHOLD) -> torch.Te
         raise ValueError(f"threshold is {threshold}; give a ratio above 0 and at most 1 (the paper uses 1/3).")
     d1, d2 = distances[:, 0], distances[:, 1]
     return (d1 < threshold * d2) | (d2 == 0)
+
+
+def calibrated_threshold(distances: torch.Tensor, false_alarms: float = FALSE_ALARMS) -> float:
+    """The d1 / d2 below which at most the share ``false_alarms`` of real images lies.
+
+    Args:
+        distances (`torch.Tensor`, (n, 2)): of held-out real images to the training images.
+        false_alarms (`float`, defaults to 0.05): of real images that are called copies.
+    """
+    return float(ratio(distances).sort().values[int(false_alarms * len(distances))])
+
+
+def ratio(distances: torch.Tensor) -> torch.Tensor:
+    """(B,) d1 / d2 of (B, 2); 0 where both are."""
+    return torch.where(distances[:, 1] > 0, distances[:, 0] / distances[:, 1], 0.0)
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ def _model_class(value: Any) -> Any:
 
 
 def _check(kind: Any, folder: Path, options: dict[str, Any]) -> None:
-    with _quiet():
+    with quiet():
         _, found = kind.from_pretrained(folder, output_loading_info=True, device_map="meta", **options)
     wrong = [
         f"{len(found[f'{key}_keys'])} {key} ({_names(found[f'{key}_keys'])})"
@@ -57,7 +57,7 @@ def _check(kind: Any, folder: Path, options: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without the libraries' bars and reports, which come when the pipeline is loaded."""
     before = [(library, library.get_verbosity(), library.is_progress_bar_enabled()) for library in LIBRARIES]
     for library in LIBRARIES:

@@ -26,6 +26,8 @@ from diffusers_kts.seeding import sample_generators
 
 SCHEMA = json.loads(Path(job.__file__).with_name("report.schema.json").read_text())
 
+HELD_OUT = Path(__file__).parents[1] / "data" / "fashion_mnist_slice.npz"
+
 
 def pooled(images):
     """A feature network for the tests: means of quarters."""
@@ -98,6 +100,8 @@ def test_loras_are_drawn_from_one_after_another_on_their_base(fine_tune, kts, mo
 def run_of_pipelines(tmp_path_factory):
     """Two embedded models as checkpoints: the one that generalizes, then the one that memorized."""
     folder = tmp_path_factory.mktemp("pipelines")
+    with np.load(embedded_model() / "training_images.npz") as training, np.load(HELD_OUT) as slice:
+        np.save(folder / "held-out.npy", np.concatenate([slice["x_test"][:40], training["images"][:1]]))  # and one that is not
     for name, model in (("step_200", "memorizing"), ("step_100", "generalizing")):
         (folder / name).symlink_to(embedded_model(model))
     return folder
@@ -111,6 +115,7 @@ def settings(folder, steps, **changes):
         "limit": 0.15,
         "features": "test_checkpoints:pooled",
     }
+    values |= {"reference": folder / "held-out.npy"}
     values |= {"training_images": embedded_model() / "training_images.npz", "output": folder / "out"}
     return AuditSettings(checkpoints=[folder / f"step_{step}" for step in steps], **values | changes)
 
@@ -128,6 +133,12 @@ def test_the_last_checkpoint_below_the_limit_is_named_and_more_may_come(run_of_p
     assert [model for model, _ in drawn] == [str(folder / "step_100"), str(folder / "step_200")]  # none is drawn twice
     report = json.loads((folder / "out" / "report.json").read_text())
     jsonschema.validate(report, SCHEMA)
+    for found in report["checkpoints"].values():
+        for kind in ("pixels", "transformed", "features"):
+            copies = found["copies"][kind]
+            assert copies["real"]["n"] == 40 and copies["calibrated"]["n"] == 24
+        assert found["copies"]["pixels"]["samples"]["count"] == found["f_mem"]["count"]
+    assert report["reference"] == 41 and any("1 reference images equal" in note for note in report["notes"])
     early, late = (report["checkpoints"][f"step {step}"]["f_mem"] for step in (100, 200))
     assert early["count"] == 0 and early["high"] < 0.15 < late["high"] and report["last_below"] == "step 100"
     assert "The last checkpoint below the limit of 0.15 is step 100" in result.verdict[0] and late["count"] > 2

@@ -8,6 +8,7 @@ import nbformat
 import pytest
 import torch
 from diffusers.image_processor import VaeImageProcessor
+from huggingface_hub import ModelCard
 from nbclient import NotebookClient
 from PIL import Image
 from tiny_pipelines import TINY, tiny_sd3
@@ -86,3 +87,17 @@ def test_quickstart_notebook_runs_and_is_kept_executed(tmp_path):
     for old, new in zip(kept.cells, fresh.cells, strict=True):
         if old.cell_type == "code" and "count} of" in old.source:
             assert old.outputs[-1]["data"]["text/plain"] == new.outputs[-1]["data"]["text/plain"]
+
+
+def test_the_audit_of_checkpoints_from_training_to_the_decision(run, kts):
+    out = run(
+        "audit_checkpoints.py", "--output", "run", "--updates", 4, "--checkpoint-every", 2, "--batch-size", 2, "--rank", 2
+    )
+    assert out.count("saved run/checkpoint-") == 2
+    args = "audit --model emoji --checkpoints run/checkpoint-2 run/checkpoint-4 --training-images run/pictures --output out"
+    args += " --prompts run/pictures/metadata.jsonl --num-samples 8 --num-inference-steps 2 --guidance-scale 1 --limit 0.4"
+    code, out, err = kts(*args.split(), "--features", "pixels", "--card", "README.md")
+    assert code == 0, err
+    assert "The last checkpoint below the limit of 0.4 is step 4" in out and "at most 37 % (95 %)" in out
+    card = ModelCard.load("README.md")
+    assert card.data.eval_results[0].metric_type == "f_mem" and "emoji of a" not in card.text
