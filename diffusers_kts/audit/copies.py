@@ -69,16 +69,17 @@ def copy_rows(copies: dict[str, Any]) -> list[dict[str, str]]:
         rows.append(
             {
                 "space": found["space"],
-                "samples": _in_words(found["samples"]),
-                "real": _in_words(real) if real else UNKNOWN,
+                "samples": in_words(found["samples"]),
+                "real": in_words(real) if real else UNKNOWN,
                 "threshold": f"{calibrated['threshold']:.3g}" if calibrated else UNKNOWN,
-                "below": _in_words(calibrated) if calibrated else UNKNOWN,
+                "below": in_words(calibrated) if calibrated else UNKNOWN,
             }
         )
     return rows
 
 
-def _in_words(share: dict[str, Any]) -> str:
+def in_words(share: dict[str, Any]) -> str:
+    """A share of ``report.json`` with its interval."""
     return MemorizedFraction(**{name: share[name] for name in ("count", "n", "low", "high")}).in_words
 
 

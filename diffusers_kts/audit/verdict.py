@@ -6,6 +6,7 @@ from scipy.stats import norm
 
 from ..memorization.fraction import paired_difference
 from .checkpoints import BASE
+from .copies import in_words
 from .measures import Findings
 from .sampling import CONTROLS
 
@@ -18,7 +19,7 @@ def verdict(found: Mapping[str, Findings], frechet_space: str) -> list[str]:
     """Sentences for the reader. Significant means: exact McNemar test on the pairs of the same noises, p below .05 after
     Bonferroni's correction for the comparisons made here."""
     plain, kts, touchdown = found["euler"], found["kts"], found["touchdown"]
-    sentences = [f"Plain sampling repeats the training set in {_counted(plain)}."]
+    sentences = [f"Plain sampling repeats the training set in {_counted(plain)}.{_transformed(plain)}"]
     sentences.append(_change("KTS", kts))
     if kts.against_plain and kts.against_plain.p_value < LEVEL and kts.against_plain.difference < 0:
         sentences += _against_controls(found)
@@ -100,7 +101,7 @@ def series_verdict(found: Mapping[str, Findings], limit: float, frechet_space: s
     else:
         sentences.append(
             f"The last checkpoint below the limit of {limit:.3g} is {last}: it repeats the training set in "
-            f"{_counted(trained[last])}."
+            f"{_counted(trained[last])}.{_transformed(trained[last])}"
         )
         names = [*trained]
         if above := [name for name in names[: names.index(last)] if trained[name].f_mem.high >= limit]:
@@ -120,6 +121,13 @@ def series_verdict(found: Mapping[str, Findings], limit: float, frechet_space: s
         + ("." if last in (None, best) else f"; for {last} it is {trained[last].frechet_distance:.4g}.")
     )
     return sentences
+
+
+def _transformed(findings: Findings) -> str:
+    """A further sentence on copies that are not equal in their pixels, where these were looked for."""
+    if findings.copies is None:
+        return ""
+    return f" In {findings.copies['transformed']['space']}: {in_words(findings.copies['transformed']['samples'])}."
 
 
 def _counted(findings: Findings) -> str:

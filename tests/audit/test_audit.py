@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
+import jsonschema
 import numpy as np
 import pandas as pd
 import pytest
@@ -17,6 +19,7 @@ from tiny_pipelines import tiny_sd3
 from typer.main import get_command
 
 from diffusers_kts import ClassConditionalFlowPipeline, KTSFlowMatchScheduler, embedded_model
+from diffusers_kts.audit import job
 from diffusers_kts.audit.job import FILES, run_audit
 from diffusers_kts.audit.measures import Findings, separate
 from diffusers_kts.audit.sampling import SAMPLERS, AuditSampler
@@ -75,6 +78,7 @@ def test_the_report_says_what_was_drawn(audited):
     folder, result = audited
     report, rows = json.loads((folder / "report.json").read_text()), pd.read_parquet(folder / "samples.parquet")
     assert {path.name for path in folder.iterdir()} == {*FILES, MANIFEST, BLOCKS} and report == result.report
+    jsonschema.validate(report, json.loads(Path(job.__file__).with_name("report.schema.json").read_text()))
     assert len(rows) == 10 * len(SAMPLERS) and rows["subject"].iloc[1] == "Trouser"
     for name, sampler in report["samplers"].items():
         own = rows[rows["sampler"] == name]

@@ -209,6 +209,9 @@ def test_unsuitable_checkpoints_end_with_one_sentence_before_any_work(fine_tune,
     assert not (tmp_path / "out" / "audit.json").exists()
 
 
-def test_words_that_belong_to_no_option_are_named(kts):
-    code, _, err = kts("audit", "runs/checkpoint-1")
-    assert code == 2 and "runs/checkpoint-1 belongs to no option; put --checkpoints before it" in err
+def test_a_model_without_loras_and_words_without_an_option_are_refused(fine_tune, kts):
+    lora = fine_tune / "runs" / "checkpoint-90"
+    code, _, err = kts("audit", "--checkpoints", lora, "--num-samples", 80, "--num-inference-steps", 2, "--features", "pixels")
+    assert code == 2 and "ClassConditionalFlowPipeline takes no LoRA; give its base pipeline with --model" in err
+    code, _, err = kts("audit", lora)
+    assert code == 2 and f"{lora} belongs to no option; put --checkpoints before it" in err
