@@ -79,8 +79,7 @@ def _windows(images: torch.Tensor, share: float, places: int) -> Iterator[torch.
 
 
 def _described(images: torch.Tensor) -> torch.Tensor:
-    """(B, C, h, w) images averaged to `SIDE` pixels, each color with mean 0 and deviation 1."""
-    size = (min(SIDE, images.shape[2]), min(SIDE, images.shape[3]))
-    small = torch.nn.functional.interpolate(images.float(), size=size, mode="bilinear", antialias=True)
+    """(B, C, SIDE, SIDE) images scaled to that size, each color with mean 0 and deviation 1."""
+    small = torch.nn.functional.interpolate(images.float(), size=SIDE, mode="bilinear", antialias=True)
     centered = small - small.mean((2, 3), keepdim=True)
     return centered / (centered.square().mean((2, 3), keepdim=True) + FLAT**2).sqrt()

@@ -21,6 +21,7 @@ SCRIPTS = (
     "report",
     "cost.step_cost",
     "science.excess",
+    "science.planted_copies",
     "science.fitted_sampling",
     *(f"science.{name}" for name in (*SCIENCE, *ALSO)),
 )
@@ -180,6 +181,19 @@ def test_the_excess_of_an_embedded_model_is_measured(bench, monkeypatch, tmp_pat
     assert 0 < result["excess_share"] < 0.1 and 0 < result["memorized"] < 1
     assert result["scores"]["displacement"]["spearman_with_path_energy"]["value"] > 0.9
     assert result["scores"]["excess"]["spearman_with_density"]["high"] < 0
+
+
+def test_planted_copies_are_counted(bench, monkeypatch, tmp_path):
+    monkeypatch.setattr(bench.planted_copies, "NUM_TRAINING", 20)
+    monkeypatch.setattr(bench.planted_copies, "NUM_HELD_OUT", 10)
+    emoji = SLICE.with_name("emoji_slice.npz")
+    args = ["--fashion-mnist", SLICE, "--emoji", emoji, "--num-copies", 8, "--output", tmp_path]
+    monkeypatch.setattr(sys, "argv", ["planted_copies", *map(str, args)])
+    bench.planted_copies.main()
+    sets = json.loads((tmp_path / "results" / "planted_copies.json").read_text())["sets"]
+    for found in sets.values():
+        assert found["recall"]["equal"]["pixels"]["third"] == found["recall"]["flipped"]["transformed"]["third"] == 1
+    assert "| flipped |" in (tmp_path / "results" / "planted_copies.md").read_text()
 
 
 def test_tuning_writes_its_section(bench, monkeypatch, tmp_path, cache):

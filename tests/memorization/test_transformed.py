@@ -74,6 +74,11 @@ def test_a_calibrated_threshold_calls_no_more_real_images_copies(pictures):
         assert called <= share * len(held_out)
 
 
+def test_images_smaller_than_their_description(pictures):
+    small = torch.nn.functional.adaptive_avg_pool2d(pictures[0], (6, 4))
+    assert measure_transformed(small[:40].flip(3), small).is_memorized.double().mean() > 0.9
+
+
 def test_what_cannot_be_compared_is_refused(pictures):
     training, held_out = pictures
     with pytest.raises(ValueError, match="give the same shape"):
