@@ -10,11 +10,12 @@ from ..memorization.fraction import (
     Memorization,
     MemorizedFraction,
     calibrated_threshold,
+    copying_statistic,
     measure_memorization,
     memorized_fraction,
     ratio,
 )
-from ..memorization.transformed import measure_transformed
+from ..memorization.transformed import TransformedImages
 from .training import TrainingImages
 
 UNKNOWN = "–"
@@ -33,9 +34,10 @@ class CopyMeasures:
 
     def __init__(self, training: TrainingImages, held_out: torch.Tensor | None, space: FeatureSpace, threshold: float) -> None:
         images, distinct = training.images, training.distinct
+        transformed = TransformedImages(images, distinct)
         self.measures: dict[str, Callable[[torch.Tensor], Memorization]] = {
             "pixels": lambda x: measure_memorization(x, images, "pixels", threshold, distinct),
-            "transformed": lambda x: measure_transformed(x, images, threshold, distinct),
+            "transformed": lambda x: transformed(x, threshold),
         }
         if not space.name.startswith("pixels"):
             features = space(images)
@@ -50,15 +52,16 @@ class CopyMeasures:
 
     def __call__(self, images: torch.Tensor) -> dict[str, Any]:
         """What each measure finds in samples (B, C, H, W), for ``report.json``."""
-        found = {}
-        for name, measure in self.measures.items():
-            sampled, real = measure(images), self.real.get(name)
-            found[name] = {"space": sampled.space, "samples": _share(sampled.f_mem), "real": None, "calibrated": None}
-            if real is not None:
-                limit = calibrated_threshold(real.distances)
-                called = memorized_fraction(ratio(sampled.distances) < limit)
-                found[name] |= {"real": _share(real.f_mem), "calibrated": {"threshold": limit} | _share(called)}
-        return found
+        return {name: self._found(measure(images), self.real.get(name)) for name, measure in self.measures.items()}
+
+    def _found(self, sampled: Memorization, real: Memorization | None) -> dict[str, Any]:
+        found: dict[str, Any] = {"space": sampled.space, "samples": _share(sampled.f_mem)}
+        if real is None:
+            return found | {"real": None, "calibrated": None, "c_t": None}
+        limit = calibrated_threshold(real.distances)
+        called = memorized_fraction(ratio(sampled.distances) < limit)
+        c_t = copying_statistic(sampled.distances[:, 0], real.distances[:, 0])
+        return found | {"real": _share(real.f_mem), "calibrated": {"threshold": limit} | _share(called), "c_t": c_t}
 
 
 def copy_rows(copies: dict[str, Any]) -> list[dict[str, str]]:
@@ -73,6 +76,7 @@ def copy_rows(copies: dict[str, Any]) -> list[dict[str, str]]:
                 "real": in_words(real) if real else UNKNOWN,
                 "threshold": f"{calibrated['threshold']:.3g}" if calibrated else UNKNOWN,
                 "below": in_words(calibrated) if calibrated else UNKNOWN,
+                "c_t": f"{found['c_t']:.1f}" if calibrated else UNKNOWN,
             }
         )
     return rows

@@ -8,7 +8,14 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from ..features.feature_space import FeatureSpace
-from ..features.frechet import FeatureStatistics, PrecisionRecall, frechet_distance, precision_recall
+from ..features.frechet import (
+    DensityCoverage,
+    FeatureStatistics,
+    PrecisionRecall,
+    density_coverage,
+    frechet_distance,
+    precision_recall,
+)
 from ..kpe.trace import SETTLED, KPETrace
 from ..memorization.controls import net_displacement
 from ..memorization.detector import Z, auc_error
@@ -64,6 +71,7 @@ class Findings:
     against_plain: PairedDifference | None
     frechet_distance: float
     manifold: PrecisionRecall
+    support: DensityCoverage
     statistics: dict[str, torch.Tensor]
     separations: dict[str, Separation]
     copies: dict[str, Any] | None = None  # by further measures, of `CopyMeasures`
@@ -101,6 +109,8 @@ class Findings:
             "frechet_distance": self.frechet_distance,
             "precision": self.manifold.precision,
             "recall": self.manifold.recall,
+            "density": self.support.density,
+            "coverage": self.support.coverage,
             "path_energy_per_dim": energies or None,
             "separations": {name: vars(s) | {"interval": list(s.interval())} for name, s in self.separations.items()},
         }
@@ -181,6 +191,7 @@ def measure_sampler(
         paired_difference(hits, plain.memorization.is_memorized, seed=seed) if plain else None,
         frechet_distance(features, yardsticks.real),
         precision_recall(features, real, MANIFOLD_K),
+        density_coverage(features, real, MANIFOLD_K),
         statistics,
         {key: separation for key, separation in separations.items() if separation is not None},
     )

@@ -90,6 +90,8 @@ def findings_row(name: str, findings: Findings) -> dict[str, Any]:
         "frechet": f"{findings.frechet_distance:.4g}",
         "precision": f"{findings.manifold.precision:.2f}",
         "recall": f"{findings.manifold.recall:.2f}",
+        "density": f"{findings.support.density:.2f}",
+        "coverage": f"{findings.support.coverage:.2f}",
     }
 
 

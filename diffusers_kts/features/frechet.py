@@ -3,6 +3,7 @@
 A number of either kind compares only with others in the same space with as many samples: name both.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -104,11 +105,46 @@ def precision_recall(samples: torch.Tensor, real: torch.Tensor, k: int = 3) -> P
 
 def _inside(points: torch.Tensor, centres: torch.Tensor, k: int) -> float:
     """Share of points in a ball around any centre; the surface counts, up to rounding."""
+    return float(torch.cat([inside.any(1) for inside in _balls(points, centres, k)]).double().mean())
+
+
+@dataclass(frozen=True)
+class DensityCoverage:
+    """``density``: balls of real images in which a sample lies, over ``k``, about 1 where both are alike; ``coverage``: share
+    of real images whose ball holds a sample."""
+
+    density: float
+    coverage: float
+    k: int
+
+
+def density_coverage(samples: torch.Tensor, real: torch.Tensor, k: int = 5) -> DensityCoverage:
+    """Density and coverage (Naeem et al. 2020): as precision and recall, but with the balls of real images alone, which
+    are counted, so that an outlier among them does little.
+
+    Args:
+        samples (`torch.Tensor`, (B, ...)): features of the samples.
+        real (`torch.Tensor`, (n, ...)): features of real images.
+        k (`int`, defaults to 5): the paper's.
+
+    Raises:
+        ValueError: ``k`` or fewer real images, or shapes that do not match.
+    """
+    if not 1 <= k < len(real):
+        raise ValueError(f"k is {k} for {len(real)} real images; give at least 1 and fewer than there are.")
+    count, covered = 0, torch.zeros(len(real), dtype=torch.bool, device=samples.device)
+    for inside in _balls(samples, real, k):
+        count += int(inside.sum())
+        covered |= inside.any(0)
+    return DensityCoverage(count / (k * len(samples)), float(covered.double().mean()), k)
+
+
+def _balls(points: torch.Tensor, centres: torch.Tensor, k: int) -> Iterator[torch.Tensor]:
+    """Whether points lie in the ball around each centre, (b, n), a part of the points at a time."""
     points, centres = points.flatten(1).double(), centres.flatten(1).double()
     radii = nearest_neighbors(centres, centres, k + 1)[0][:, -1]  # the centre itself is the first
-    squares, inside = centres.square().sum(1), []
+    squares = centres.square().sum(1)
     for part in points.split(256):
         own = part.square().sum(1, keepdim=True)
         excess = own + squares - 2 * part @ centres.T - radii.square()
-        inside.append((excess <= 1e-12 * (own + squares)).any(1))
-    return float(torch.cat(inside).double().mean())
+        yield excess <= 1e-12 * (own + squares)

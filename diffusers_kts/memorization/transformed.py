@@ -36,25 +36,50 @@ def measure_transformed(
     Raises:
         TypeError, ValueError: as `nearest_neighbors` and `memorized`, or fewer than two distinct training images.
     """
-    check_images(samples, training)
-    if distinct is None:
-        distinct = distinct_images(training)
-    if len(distinct) < 2:
-        raise ValueError(f"of {len(training)} training images {len(distinct)} are distinct; d1 / d2 needs at least two.")
-    memorized(samples.new_empty(0, 2), threshold)  # refuses a wrong threshold
-    kept, whole = training[distinct], _described(samples)
-    found = [_nearest([whole], kept)]
-    for share, places in WINDOWS:
-        views = [whole, _described(next(_windows(samples, share, 1)))]
-        found += [_nearest(views, window) for window in _windows(kept, share, places)]
-    d, i = _nearest_two(*(torch.cat(parts, 1) for parts in zip(*found, strict=True)))
-    return Memorization(d, distinct[i], SPACE, threshold, len(training), len(distinct))
+    return TransformedImages(training, distinct)(samples, threshold)
+
+
+class TransformedImages:
+    """Training images described once, for several calls as those of `measure_transformed`.
+
+    Args:
+        training (`torch.Tensor`, (n, C, H, W)): as there.
+        distinct (`torch.Tensor`, (m,), *optional*): as there.
+
+    Raises:
+        ValueError: fewer than two distinct images.
+    """
+
+    def __init__(self, training: torch.Tensor, distinct: torch.Tensor | None = None) -> None:
+        self.distinct = distinct_images(training) if distinct is None else distinct
+        if len(self.distinct) < 2:
+            raise ValueError(
+                f"of {len(training)} training images {len(self.distinct)} are distinct; d1 / d2 needs at least two."
+            )
+        self.training, kept = training, training[self.distinct]
+        self.whole = _described(kept)
+        self.windows = {share: [_described(window) for window in _windows(kept, share, places)] for share, places in WINDOWS}
+
+    def __call__(self, samples: torch.Tensor, threshold: float = THRESHOLD) -> Memorization:
+        """
+        Raises:
+            TypeError, ValueError: as `measure_transformed`.
+        """
+        check_images(samples, self.training)
+        memorized(samples.new_empty(0, 2), threshold)  # refuses a wrong threshold
+        whole = _described(samples)
+        found = [_nearest([whole], self.whole)]
+        for share, windows in self.windows.items():
+            views = [whole, _described(next(_windows(samples, share, 1)))]
+            found += [_nearest(views, window) for window in windows]
+        d, i = _nearest_two(*(torch.cat(parts, 1) for parts in zip(*found, strict=True)))
+        return Memorization(d, self.distinct[i], SPACE, threshold, len(self.training), len(self.distinct))
 
 
 def _nearest(views: list[torch.Tensor], window: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Distances and indices (B, m): for every view of a sample and its mirror image, the two nearest."""
     both = torch.cat([side for view in views for side in (view, view.flip(3))])
-    found = nearest_neighbors(both.flatten(1), _described(window).flatten(1))
+    found = nearest_neighbors(both.flatten(1), window.flatten(1))
     d, i = (torch.cat([*part.chunk(2 * len(views))], 1) for part in found)
     return d, i
 

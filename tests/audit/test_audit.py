@@ -27,7 +27,7 @@ from diffusers_kts.audit.settings import AuditSettings
 from diffusers_kts.audit.store import BLOCKS, MANIFEST
 from diffusers_kts.audit.verdict import verdict
 from diffusers_kts.cli.app import app as commands
-from diffusers_kts.features.frechet import PrecisionRecall
+from diffusers_kts.features.frechet import DensityCoverage, PrecisionRecall
 from diffusers_kts.gain import Gain
 from diffusers_kts.kpe.trace import KPETrace
 from diffusers_kts.memorization import detector
@@ -356,8 +356,8 @@ def findings(counts):
         distances = torch.stack([torch.where(is_memorized, 0.1, 0.9), torch.ones(200)], 1)
         memory = Memorization(distances, torch.zeros(200, 2, dtype=torch.int64), "pixels", 1 / 3, 50, 50)
         change = paired_difference(is_memorized, found["euler"].memorization.is_memorized) if found else None
-        quality = PrecisionRecall(1.0, 1.0, 3)
-        found[name] = Findings(name, torch.zeros(200, 1, 2, 2), None, memory, (0, 1), change, 7.0, quality, {}, {})
+        quality = PrecisionRecall(1.0, 1.0, 3), DensityCoverage(1.0, 1.0, 3)
+        found[name] = Findings(name, torch.zeros(200, 1, 2, 2), None, memory, (0, 1), change, 7.0, *quality, {}, {})
     return found
 
 

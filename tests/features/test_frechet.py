@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.linalg import sqrtm
 
-from diffusers_kts.features.frechet import FeatureStatistics, frechet_distance, precision_recall
+from diffusers_kts.features.frechet import FeatureStatistics, density_coverage, frechet_distance, precision_recall
 
 
 def normal(*shape, seed=0):
@@ -62,6 +62,15 @@ def test_precision_and_recall_are_shares_of_points_in_balls():
     assert 0 < got.recall < 1 and got.precision != got.recall
 
 
+def test_density_and_coverage_equal_those_of_the_published_implementation():
+    g = torch.Generator().manual_seed(0)
+    real, samples = torch.rand(60, 5, generator=g).double(), 0.2 + 0.5 * torch.rand(40, 5, generator=g).double()
+    found = density_coverage(samples, real, k=5)  # numbers of prdc 0.2
+    assert (found.density, found.coverage) == (pytest.approx(1.83), pytest.approx(0.9333333333333333))
+    far, same = density_coverage(samples + 100, real), density_coverage(real, real)
+    assert (far.density, far.coverage) == (0, 0) and same.coverage == 1 and same.density > 1
+
+
 def test_precision_and_recall_at_the_extremes():
     real = torch.rand(50, 2, 2)
     same, far = precision_recall(real, real), precision_recall(real + 100, real)
@@ -80,6 +89,7 @@ def test_precision_and_recall_at_the_extremes():
         (lambda x: frechet_distance(torch.where(x > x.min(), x, math.nan), x), "not finite"),
         (lambda x: precision_recall(x, x[:3]), "k is 3 for 3 real images"),
         (lambda x: precision_recall(x, x, k=0), "k is 0"),
+        (lambda x: density_coverage(x, x[:5]), "k is 5 for 5 real images"),
     ],
 )
 def test_bad_input_is_refused(call, words):
