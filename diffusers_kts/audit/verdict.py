@@ -127,7 +127,7 @@ def _transformed(findings: Findings) -> str:
     """A further sentence on copies that are not equal in their pixels, where these were looked for."""
     if findings.copies is None:
         return ""
-    return f" In {findings.copies['transformed']['space']}: {in_words(findings.copies['transformed']['samples'])}."
+    return f" Copies in {findings.copies['transformed']['space']}: {in_words(findings.copies['transformed']['samples'])}."
 
 
 def _counted(findings: Findings) -> str:

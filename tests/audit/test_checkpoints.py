@@ -14,6 +14,7 @@ from huggingface_hub import ModelCard
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from PIL import Image
+from tiny_diffusion import DIFFUSION
 from tiny_pipelines import tiny_sd3
 
 from diffusers_kts import embedded_model
@@ -94,6 +95,27 @@ def test_loras_are_drawn_from_one_after_another_on_their_base(fine_tune, kts, mo
         row = rows[(rows["sampler"] == name) & (rows["sample"] == 3)].iloc[0]
         distances = (training.images - image).flatten(1).norm(dim=1)
         assert row["subject"] == "a bear" and row["d1"] == pytest.approx(float(distances.min()), abs=0.1)
+
+
+@pytest.mark.parametrize("name", ["sd15", "sdxl"])
+def test_a_lora_of_a_diffusion_model_keeps_its_scheduler(fine_tune, kts, tmp_path, name):
+    pipe = DIFFUSION[name]()
+    pipe.save_pretrained(tmp_path / "base")
+    pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False))
+    type(pipe).save_lora_weights(tmp_path / "checkpoint-7", unet_lora_layers=get_peft_model_state_dict(pipe.unet))
+    for shared in ("pictures", "prompts.txt"):
+        (tmp_path / shared).symlink_to(fine_tune / shared)
+    code, _, err = kts("audit", *f"{ARGS} --image-size 32 --checkpoints checkpoint-7 --output out".split())
+    assert code == 0, err
+    rows = pd.read_parquet(tmp_path / "out" / "samples.parquet")
+    drawn = {sampler: own["d1"].to_numpy() for sampler, own in rows.groupby("sampler")}
+    assert not np.allclose(drawn["base model"], drawn["step 7"])
+    image = DIFFUSION[name]()(
+        "a bear", generator=sample_generators(0, [1]), num_inference_steps=2, height=32, width=32, guidance_scale=1,
+        output_type="pt",
+    ).images  # fmt: skip
+    training = TrainingImages.load(fine_tune / "pictures", (3, 32, 32), False)
+    assert drawn["base model"][1] == pytest.approx(float((training.images - image).flatten(1).norm(dim=1).min()), abs=0.1)
 
 
 @pytest.fixture(scope="module")
