@@ -30,9 +30,17 @@ class CopyMeasures:
         held_out (`torch.Tensor`, (n, C, H, W), *optional*): real images that the model has not seen.
         space (`FeatureSpace`): of the audit; pixels are no further measure.
         threshold (`float`): of d1 / d2.
+        features (`torch.Tensor`, (m, d), *optional*): of the training images, where they are there already.
     """
 
-    def __init__(self, training: TrainingImages, held_out: torch.Tensor | None, space: FeatureSpace, threshold: float) -> None:
+    def __init__(
+        self,
+        training: TrainingImages,
+        held_out: torch.Tensor | None,
+        space: FeatureSpace,
+        threshold: float,
+        features: torch.Tensor | None = None,
+    ) -> None:
         images, distinct = training.images, training.distinct
         transformed = TransformedImages(images, distinct)
         self.measures: dict[str, Callable[[torch.Tensor], Memorization]] = {
@@ -40,8 +48,8 @@ class CopyMeasures:
             "transformed": lambda x: transformed(x, threshold),
         }
         if not space.name.startswith("pixels"):
-            features = space(images)
-            self.measures["features"] = lambda x: measure_memorization(space(x), features, space.name, threshold, distinct)
+            known = space(images) if features is None else features
+            self.measures["features"] = lambda x: measure_memorization(space(x), known, space.name, threshold, distinct)
         self.equal = 0
         self.real: dict[str, Memorization] = {}
         if held_out is not None:

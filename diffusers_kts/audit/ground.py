@@ -28,7 +28,7 @@ class Ground:
         real: (n, C, H, W) those that quality is measured against.
         space: where.
         yardsticks: of these.
-        copies: measures of copies beside F_mem.
+        copies: further measures of copies.
     """
 
     size: tuple[int, int]
@@ -57,8 +57,11 @@ class Ground:
         images = TrainingImages.load(training, shape, resize)
         real = images.images if settings.reference is None else load_images(settings.reference, shape, resize)
         yardsticks = Yardsticks.of(images, real, space, settings.neighbors == "features")
-        held_out = None if settings.reference is None else real
-        return cls(size, images, real, space, yardsticks, CopyMeasures(images, held_out, space, settings.threshold))
+        if settings.reference is None:
+            copies = CopyMeasures(images, None, space, settings.threshold, yardsticks.real_features)
+        else:
+            copies = CopyMeasures(images, real, space, settings.threshold, yardsticks.training_features)
+        return cls(size, images, real, space, yardsticks, copies)
 
     @property
     def sha256(self) -> dict[str, str]:
