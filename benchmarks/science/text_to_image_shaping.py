@@ -23,11 +23,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import binomtest
 
 from benchmarks.report import HERE, environment, write_page
 from benchmarks.science.concept_judge import ConceptJudge, Features, as_pixels, augmented, reconstructed
-from benchmarks.science.statistics import holm
+from benchmarks.science.significance import LEVEL, Test, f_mem_test, holm
 from benchmarks.science.text_to_image import MODELS, Painter, share
 from diffusers_kts import PRESETS, KTSFlowMatchScheduler
 from diffusers_kts.features.frechet import frechet_distance
@@ -137,7 +136,7 @@ def main() -> None:
         "top1_by_scale": {str(scale): top1 for scale, top1 in by_scale.items()},
         "real_top1": share(judge.ranks(real[rows], own) < 1), "floor": frechet_distance(real[rows], others), "rows": [],
     }  # fmt: skip
-    tests: list[float] = []
+    tests: list[Test] = []
     for scale in scales:
         for steps in args.steps:
             plain: Any = None
@@ -153,18 +152,18 @@ def main() -> None:
                 if plain is None:
                     plain = (memorized, m["indices"][:, 0])
                 else:
-                    lost, won = int((plain[0] & ~memorized).sum()), int((~plain[0] & memorized).sum())
-                    tests.append(binomtest(lost, lost + won).pvalue if lost + won else 1.0)
+                    tests.append(f_mem_test(f"{preset}, {scale:g}, {steps}", memorized, plain[0]))
                     row["same_neighbor"] = share(m["indices"][:, 0][plain[0]] == plain[1][plain[0]])
-                    row["lost"], row["won"] = lost, won
                 result["rows"].append(row)
-    shaped = [row for row in result["rows"] if "lost" in row]
-    for row, p in zip(shaped, holm(tests), strict=True):
+    adjusted = holm(tests)
+    for row in (row for row in result["rows"] if "same_neighbor" in row):
         plain_row = next(
             r for r in result["rows"] if r["preset"] == "off" and all(r[k] == row[k] for k in ("steps", "guidance"))
         )
-        row["p_holm"] = p
-        row["helps"] = p < 0.05 and row["lost"] > row["won"] and row["top1"]["share"] >= plain_row["top1"]["low"]
+        test = adjusted[f"{row['preset']}, {row['guidance']:g}, {row['steps']}"]
+        row |= {"change": test.change, "p_holm": float(test.adjusted)}
+        kept_judge = row["top1"]["share"] >= plain_row["top1"]["low"]
+        row["helps"] = bool(test.adjusted < LEVEL and test.change < 0 and kept_judge)
     result["environment"] = environment(began)
     write_page(args.output, "text_to_image_shaping", page(result), result)
 
@@ -204,11 +203,12 @@ def verdict(rows: list[dict[str, Any]]) -> str:
         return f"{row['preset']} at guidance {row['guidance']:g} and {row['steps']} steps ({before:.1f} to {after:.1f})"
 
     helped = ", ".join(moved(row) for row in shaped if row["helps"]) or "none"
-    raised = ", ".join(moved(row) for row in shaped if row["p_holm"] < 0.05 and row["won"] > row["lost"]) or "none"
+    raised = ", ".join(moved(row) for row in shaped if row["p_holm"] < LEVEL and row["change"] > 0) or "none"
     least = min(row["same_neighbor"]["share"] for row in shaped)
+    keep = "all" if least == 1 else f"at least {least:.1%}"
     return (
         f"Verdict: rows that help against memorization, F_mem in %: {helped}. Rows that raise F_mem by more than chance: "
-        f"{raised}. Of the samples that plain sampling memorizes, {least:.1%} or more keep their nearest training picture in "
+        f"{raised}. Of the samples that plain sampling memorizes, {keep} keep their nearest training picture in "
         "every row: shaping changes how near a picture comes to it, not which picture it is."
     )
 
