@@ -18,6 +18,7 @@ _EXPORTS = {
     "KPETrace": ".kpe.trace",
     "KTSAdaptiveFlowMatchScheduler": ".schedulers.scheduling_kts_adaptive_flow_match",
     "KTSDDIMScheduler": ".schedulers.scheduling_kts_ddim",
+    "KTSDetectorFlowMatchScheduler": ".schedulers.scheduling_kts_detector_flow_match",
     "KTSDPMSolverMultistepScheduler": ".schedulers.scheduling_kts_dpmsolver_multistep",
     "KTSEulerDiscreteScheduler": ".schedulers.scheduling_kts_euler_discrete",
     "KTSFittedFlowMatchScheduler": ".schedulers.scheduling_kts_fitted_flow_match",
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from .presets import PRESETS, load_preset
     from .schedulers.scheduling_kts_adaptive_flow_match import KTSAdaptiveFlowMatchScheduler
     from .schedulers.scheduling_kts_ddim import KTSDDIMScheduler
+    from .schedulers.scheduling_kts_detector_flow_match import KTSDetectorFlowMatchScheduler
     from .schedulers.scheduling_kts_dpmsolver_multistep import KTSDPMSolverMultistepScheduler
     from .schedulers.scheduling_kts_euler_discrete import KTSEulerDiscreteScheduler
     from .schedulers.scheduling_kts_fitted_flow_match import KTSFittedFlowMatchScheduler

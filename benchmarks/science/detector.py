@@ -20,7 +20,7 @@ import torch
 from benchmarks.report import HERE, environment, table, write_page
 from diffusers_kts.images.training_images import load_images
 from diffusers_kts.kpe.trace import KPETrace
-from diffusers_kts.memorization.detector import MemorizationDetector, score
+from diffusers_kts.memorization.detector_fit import fit_detector, score
 from diffusers_kts.memorization.fraction import measure_memorization
 from diffusers_kts.memorization.neighbors import distinct_images
 from diffusers_kts.models import embedded_model
@@ -92,16 +92,16 @@ def main() -> None:
         rest = KPETrace.cat([trace for trace, _, _ in runs[1:]])
         held_out = torch.cat([other for _, other, _ in runs[1:]]).numpy()
         names = [name for _, _, own in runs[1:] for name in own]
-        detectors = {
-            "detector": MemorizationDetector.fit(first, hits, subjects),
-            f"detector, up to t = {EARLY:g}": MemorizationDetector.fit(first, hits, subjects, end=EARLY),
+        detector = fit_detector(first, hits, subjects)
+        predicted: dict[str, Any] = {
+            "detector": detector.probability(rest).numpy(),
+            f"detector, up to t = {EARLY:g}": detector.probability(rest, EARLY).numpy(),
         }
-        predicted: dict[str, Any] = {name: one.probability(rest).numpy() for name, one in detectors.items()}
         found = {name: vars(score(p, held_out, names)) for name, p in (predicted | baselines(first, hits, rest)).items()}
         results[model] = {
             "memorized": float(held_out.mean()),
             "held_out": found,
-            "cross_validated": dict(detectors["detector"].scores),
+            "cross_validated": dict(detector.scores),
         }
         rows = [
             [
@@ -115,7 +115,7 @@ def main() -> None:
         header = ["score", "AUC (95 %)", "TPR at 1 % FPR", f"AUC within a {within}", "Brier"]
         best = found["detector"]["auc"]
         verdict = f"{'Reached' if best >= GOAL else 'Not reached'}: AUC {best:.3f}, goal {GOAL}."
-        by_group = detectors["detector"].scores.get("groups")
+        by_group = detector.scores.get("groups")
         groups = "classes" if model == "memorizing" else "prompts"
         unseen = f" Cross-validated over whole {groups} on the first seed: {by_group['auc']:.3f}." if by_group else ""
         texts.append(

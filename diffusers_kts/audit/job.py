@@ -11,6 +11,7 @@ from tqdm import tqdm
 from ..files import written_together
 from ..kpe.trace import KPETrace
 from ..memorization.detector import MemorizationDetector
+from ..memorization.detector_fit import fit_detector
 from ..sampling.devices import usable_device
 from ..sampling.find import find_model, fingerprint, num_classes
 from ..sampling.prompts import prompts_hash, read_prompts
@@ -122,7 +123,7 @@ def _fit_detector(
     about = {"model": manifest["sha256"]["model"], "guidance_scale": sampler.sampler.argument("guidance_scale")}
     subjects = [sampler.subject(i) for i in range(settings.num_samples)]
     try:
-        return MemorizationDetector.fit(plain.trace, plain.memorization.is_memorized, subjects, about)
+        return fit_detector(plain.trace, plain.memorization.is_memorized, subjects, about)
     except ValueError as error:
         notes.append(f"No detector of memorized samples was fitted: {error}")
         return None

@@ -18,7 +18,7 @@ from ..features.frechet import (
 )
 from ..kpe.trace import SETTLED, KPETrace
 from ..memorization.controls import net_displacement
-from ..memorization.detector import Z, auc_error
+from ..memorization.detector_fit import Z, auc_error
 from ..memorization.fraction import (
     Memorization,
     MemorizedFraction,

@@ -148,7 +148,7 @@ class Selector:
             candidates.append(candidate | {s.by: value, "rank": own, "kept": own is not None and own <= (s.keep_top or 1)})
         saved = (len(indices) - len(finished)) * (drawn.trace.num_steps - (s.screen_steps or 0))
         calls = len(indices) * drawn.trace.num_steps - saved
-        kept = Drawn(drawn.pixels[keep], _take(drawn.trace, keep))
+        kept = Drawn(drawn.pixels[keep], drawn.trace.take(keep))
         return Selected([finished[i] for i in keep], [ranks[i] for i in keep], kept, candidates, calls, saved)
 
     def _screen(self, block: Block, prompts: Sequence[Prompt]) -> tuple[Drawn, list[int], list[float]]:
@@ -168,7 +168,7 @@ class Selector:
             own = [prompts[i] for i in some]
             finished.append(self._part(slice(steps, None), [block.start + i for i in some], own, latents[some])[0])
         late = _cat(finished)
-        return Drawn(late.pixels, _joined(_take(early, alive), late.trace)), alive, so_far
+        return Drawn(late.pixels, _joined(early.take(alive), late.trace)), alive, so_far
 
     def _part(
         self,
@@ -210,12 +210,6 @@ def _of(prompts: Sequence[Prompt], batch: range, block: Block) -> Sequence[Promp
 
 def _cat(drawn: list[Drawn]) -> Drawn:
     return Drawn(np.concatenate([d.pixels for d in drawn]), KPETrace.cat([d.trace for d in drawn]))
-
-
-def _take(trace: KPETrace, rows: list[int]) -> KPETrace:
-    gains = trace.gains if trace.gains.ndim == 1 else trace.gains[rows]
-    displacement = None if trace.displacement is None else trace.displacement[rows]
-    return dataclasses.replace(trace, power=trace.power[rows], gains=gains, displacement=displacement)
 
 
 def _joined(early: KPETrace, late: KPETrace) -> KPETrace:

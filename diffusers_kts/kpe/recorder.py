@@ -39,6 +39,7 @@ class Run:
         last_velocity: kept while the turn is recorded.
         moved: (B, ...) sum of the displacements, while they are recorded from the first step on.
         displacement: (B,) its norm, once the run has ended.
+        memorization_probability: (B,) as a detector judged the samples, if one did.
     """
 
     settings: Mapping[str, Any]
@@ -53,6 +54,7 @@ class Run:
     last_velocity: torch.Tensor | None = None
     moved: torch.Tensor | None = None
     displacement: torch.Tensor | None = None
+    memorization_probability: torch.Tensor | None = None
 
     @property
     def power(self) -> torch.Tensor:
@@ -198,7 +200,12 @@ class KPERecorder:
         run = self.runs[number] if self.runs else None
         if run is None or not run.speeds:
             return None
-        power, turn, displacement = run.power.cpu(), run.turn, run.net_displacement()
+        power = run.power.cpu()
+        optional = {
+            "turn": run.turn,
+            "displacement": run.net_displacement(),
+            "memorization_probability": run.memorization_probability,
+        }
         ends = torch.tensor(run.ends)
         sigmas = torch.tensor([*run.begins, run.ends[-1]])
         if any(isinstance(gain, torch.Tensor) for gain in run.gains):
@@ -217,9 +224,8 @@ class KPERecorder:
             run=number if number >= 0 else len(self.runs) + number,
             settings=dict(run.settings),
             quadrature=run.quadrature,
-            turn=None if turn is None else turn.cpu(),
-            displacement=None if displacement is None else displacement.cpu(),
             ends=None if torch.equal(ends, sigmas[1:]) else ends,
+            **{name: value.cpu() for name, value in optional.items() if value is not None},
         )
         self._warn(trace)
         return trace

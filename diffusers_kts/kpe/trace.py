@@ -8,7 +8,7 @@ latent units. Sums run over every dimension but the first.
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,8 @@ SUFFIX = ".safetensors"
 QUADRATURES = ("left", "trapezoid")
 DECIDED, SETTLED = 0.5, 0.9  # flow times: before the one `settling` looks for movement, from the other on for rest
 LATE_START = 0.02  # a record that begins after this flow time does not hold the launch (img2img, inpainting, custom sigmas)
-TENSORS = ("power", "sigmas", "t", "gains", "turn", "ends", "displacement")
+PER_SAMPLE = ("power", "turn", "displacement", "memorization_probability")
+TENSORS = ("sigmas", "t", "gains", "ends", *PER_SAMPLE)
 ABOUT: dict[str, Any] = {"tau_split": (int, float), "d": int, "stream": str, "run": int, "settings": dict, "quadrature": str}
 
 
@@ -72,6 +73,7 @@ class KPETrace:
             units, in flow coordinates.
         ends: (N,) noise level where each step ended, if the run went back (Restart sampling, RePaint) and these are not the
             levels of the next evaluations; otherwise None.
+        memorization_probability: (B,) as a detector judged the samples during the run, see `KTSDetectorFlowMatchScheduler`.
 
     Raises:
         ValueError: the shapes do not belong together.
@@ -90,6 +92,7 @@ class KPETrace:
     turn: torch.Tensor | None = None
     ends: torch.Tensor | None = None
     displacement: torch.Tensor | None = None
+    memorization_probability: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         steps = self.power.shape[-1]
@@ -100,10 +103,9 @@ class KPETrace:
             )
         if self.turn is not None and self.turn.shape != self.power.shape:
             raise ValueError(f"turn is {tuple(self.turn.shape)}, power {tuple(self.power.shape)}; give the same shape.")
-        if self.displacement is not None and self.displacement.shape != self.power.shape[:1]:
-            raise ValueError(
-                f"displacement is {tuple(self.displacement.shape)}; give one number for each of {len(self)} samples."
-            )
+        for name in ("displacement", "memorization_probability"):
+            if (value := getattr(self, name)) is not None and value.shape != self.power.shape[:1]:
+                raise ValueError(f"{name} is {tuple(value.shape)}; give one number for each of {len(self)} samples.")
         if self.ends is not None and len(self.ends) != steps:
             raise ValueError(f"ends is {tuple(self.ends.shape)}; give one level for each of the {steps} steps.")
         if self.quadrature not in QUADRATURES:
@@ -190,6 +192,17 @@ class KPETrace:
         """(B,) `excess` per latent dimension."""
         return self.excess / self.d
 
+    @property
+    def flagged(self) -> torch.Tensor:
+        """(B,) bool, whether the probability that a sample repeats a training image reached the threshold of the run.
+
+        Raises:
+            ValueError: no detector judged the samples.
+        """
+        if self.memorization_probability is None:
+            raise ValueError("no detector judged these samples; draw with KTSDetectorFlowMatchScheduler.")
+        return self.memorization_probability >= self.settings["detector_threshold"]
+
     def with_quadrature(self, quadrature: str) -> "KPETrace":
         """The same record, its powers added up by another rule: "left", as the reference code does after Heun's steps too, or
         "trapezoid".
@@ -254,6 +267,8 @@ class KPETrace:
             columns |= {"displacement": self.displacement.tolist(), "excess": self.excess.tolist()}
         if self.turn is not None:
             columns["settling"] = self.settling.tolist()
+        if self.memorization_probability is not None:
+            columns |= {"memorization_probability": self.memorization_probability.tolist(), "flagged": self.flagged.tolist()}
         columns["nonfinite_step"] = self.nonfinite.tolist()
         return columns
 
@@ -333,6 +348,11 @@ class KPETrace:
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise ValueError(f"{path} is a damaged energy record ({error}); write it again with KPETrace.save.") from error
 
+    def take(self, rows: Sequence[int]) -> "KPETrace":
+        """The record of some of the samples, in this order."""
+        taken = {name: value[rows] for name in PER_SAMPLE if (value := getattr(self, name)) is not None}
+        return replace(self, gains=self.gains if self.gains.ndim == 1 else self.gains[rows], **taken)
+
     @classmethod
     def cat(cls, traces: "list[KPETrace]") -> "KPETrace":
         """Records of several batches of the same schedule, as one."""
@@ -341,13 +361,13 @@ class KPETrace:
         first = traces[0]
         for other in traces[1:]:
             same = first.d == other.d and first.settings == other.settings
-            same &= all((getattr(first, name) is None) == (getattr(other, name) is None) for name in ("turn", "displacement"))
+            same &= all((getattr(first, name) is None) == (getattr(other, name) is None) for name in PER_SAMPLE)
             if not same or not torch.equal(first.sigmas, other.sigmas) or not _equal(first.ends, other.ends):
                 raise ValueError("the traces differ in schedule, size or settings; join records of the same sampler only.")
         gains = first.gains
         if gains.ndim == 2:
             gains = torch.cat([trace.gains for trace in traces])
-        rows = {name: [getattr(trace, name) for trace in traces] for name in ("power", "turn", "displacement")}
+        rows = {name: [getattr(trace, name) for trace in traces] for name in PER_SAMPLE}
         joined: dict[str, Any] = {name: torch.cat(parts) for name, parts in rows.items() if parts[0] is not None}
         return replace(first, gains=gains, **joined)
 

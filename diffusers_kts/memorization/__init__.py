@@ -7,6 +7,7 @@ _EXPORTS = {
     "bootstrap_interval": ".fraction",
     "calibrated_threshold": ".fraction",
     "distinct_images": ".neighbors",
+    "fit_detector": ".detector_fit",
     "measure_memorization": ".fraction",
     "measure_transformed": ".transformed",
     "memorized": ".fraction",

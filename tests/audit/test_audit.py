@@ -30,7 +30,7 @@ from diffusers_kts.cli.app import app as commands
 from diffusers_kts.features.frechet import DensityCoverage, PrecisionRecall
 from diffusers_kts.gain import Gain
 from diffusers_kts.kpe.trace import KPETrace
-from diffusers_kts.memorization import detector
+from diffusers_kts.memorization import MemorizationDetector, detector_fit
 from diffusers_kts.memorization.fraction import Memorization, paired_difference
 from diffusers_kts.memorization.neighbors import nearest_neighbors
 from diffusers_kts.sampling.prompts import Prompt
@@ -58,9 +58,9 @@ def audited(tmp_path_factory):
 def test_a_detector_is_fitted_where_there_are_enough_of_both_kinds(audited, monkeypatch, tmp_path):
     _, result = audited
     assert result.report["detector"] is None and any("No detector of memorized samples" in note for note in result.notes)
-    monkeypatch.setattr(detector, "FEWEST", 5)
+    monkeypatch.setattr(detector_fit, "FEWEST", 5)
     result = run_audit(small(tmp_path / "out", num_samples=30, batch_size=30), show_progress=False)
-    fitted = detector.MemorizationDetector.load(tmp_path / "out" / "detector.safetensors")
+    fitted = MemorizationDetector.load(tmp_path / "out" / "detector.safetensors")
     assert (
         result.report["detector"]["scores"] == fitted.scores
         and "false alarms" in (tmp_path / "out" / "report.html").read_text()

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from scipy.stats import norm
 
 from diffusers_kts.kpe.trace import KPETrace
-from diffusers_kts.memorization import MemorizationDetector
-from diffusers_kts.memorization.detector import score
+from diffusers_kts.memorization import MemorizationDetector, fit_detector
+from diffusers_kts.memorization.detector_fit import score
 
 
 def record(hits, steps=20, d=50, effect=0.6, seed=0):
@@ -36,7 +36,7 @@ def hits():
 @pytest.fixture(scope="module")
 def fitted(hits):
     groups = [i // 2 % 20 for i in range(800)]
-    return MemorizationDetector.fit(record(hits), hits, groups, {"model": "abc", "guidance_scale": 1.0})
+    return fit_detector(record(hits), hits, groups, {"model": "abc", "guidance_scale": 1.0})
 
 
 def test_it_finds_a_change_of_speed_that_no_single_time_shows(fitted, hits):
@@ -53,7 +53,7 @@ def test_it_finds_a_change_of_speed_that_no_single_time_shows(fitted, hits):
 
 def test_where_there_is_nothing_it_finds_nothing_and_probabilities_are_the_share(hits):
     uneven = torch.arange(800) % 4 == 0
-    found = MemorizationDetector.fit(record(uneven, effect=0.0), uneven, list(range(800)))
+    found = fit_detector(record(uneven, effect=0.0), uneven, list(range(800)))
     assert found.scores["samples"]["low"] < 0.5 < found.scores["samples"]["high"]
     assert found.scores["samples"]["auc_within_groups"] is None  # every sample is its own group
     predicted = found.probability(record(uneven, effect=0.0, seed=2))
@@ -62,11 +62,11 @@ def test_where_there_is_nothing_it_finds_nothing_and_probabilities_are_the_share
 
 
 def test_up_to_a_time_it_reads_nothing_later(hits):
-    found = MemorizationDetector.fit(record(hits), hits, [0] * 800, end=0.6)
+    found = fit_detector(record(hits), hits, [0] * 800)
     trace = record(hits, seed=1)
     late = trace.t[:-1] >= 0.61
     other = dataclasses.replace(trace, power=torch.where(late, 7.0, trace.power), turn=torch.where(late, 7.0, trace.turn))
-    torch.testing.assert_close(found.probability(trace), found.probability(other), rtol=0, atol=0)
+    torch.testing.assert_close(found.probability(trace, 0.6), found.probability(other, 0.6), rtol=0, atol=0)
     assert "groups" not in found.scores  # one group cannot be left out
 
 
@@ -96,7 +96,7 @@ def test_another_run_is_refused_with_the_difference(fitted, hits):
     for other, about, words in (
         (trace, {"model": "xyz"}, "model 'abc', this run has 'xyz'"),
         (trace, {"guidance_scale": 4.0}, "guidance_scale 1.0, this run has 4.0"),
-        (record(hits, steps=10), {}, "20 steps from 1 to 0.05, this run has 10"),
+        (record(hits, steps=10), {}, "20 steps from t = 0 to 0.95, this run has 10"),
         (record(hits, d=60), {}, "d 50, this run has 60"),
         (dataclasses.replace(trace, settings={"scheduler": "Euler", "alpha_0": 0.1}), {}, "alpha_0 0.0, this run has 0.1"),
         (dataclasses.replace(trace, turn=None), {}, "the turn was not recorded"),
@@ -108,9 +108,9 @@ def test_another_run_is_refused_with_the_difference(fitted, hits):
 def test_too_few_samples_of_a_kind_are_refused(hits):
     few = torch.arange(800) < 24
     with pytest.raises(ValueError, match="24 of 800 samples are memorized; a detector needs at least 25"):
-        MemorizationDetector.fit(record(few), few, [0] * 800)
+        fit_detector(record(few), few, [0] * 800)
     with pytest.raises(ValueError, match="800 records, 800 labels and 3 groups"):
-        MemorizationDetector.fit(record(hits), hits, [1, 2, 3])
+        fit_detector(record(hits), hits, [1, 2, 3])
     with pytest.raises(FileNotFoundError, match="kts audit"):
         MemorizationDetector.load("nowhere.safetensors")
 
