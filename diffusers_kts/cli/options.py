@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from ..sampling.settings import (
+    DETECTOR,
     DISTRIBUTED,
     IMAGES,
     KTS,
@@ -26,7 +27,7 @@ from ..sampling.settings import (
 )
 
 # the order of the groups in a command's help
-ORDER = (MODEL, PROMPTS, SAMPLING, KTS, IMAGES, MEASURES, NETWORKS, SELECTION, OUTPUT, DISTRIBUTED)
+ORDER = (MODEL, PROMPTS, SAMPLING, KTS, IMAGES, MEASURES, NETWORKS, SELECTION, DETECTOR, OUTPUT, DISTRIBUTED)
 REST = "more"  # of a list of paths, behind the first
 Command = Callable[[Any], None]
 

@@ -15,6 +15,7 @@ from ..kpe.trace import KPETrace
 from ..sampling.prompts import Prompt
 from ..sampling.sampler import Drawn, Sampler
 from .formats import BlockWriter, block_writer, file_names
+from .guard import Guard
 from .ledger import Claims, Ledger, Record
 from .media import NotFinite, Sample, encode, medium
 from .plan import Block, Plan
@@ -79,6 +80,7 @@ class Drawing:
     columns: dict[str, type]
     model: Sampler
     selector: Selector | None
+    guard: Guard | None
     rows: Rows
     store: Store
     ledger: Ledger
@@ -120,8 +122,9 @@ class Drawing:
             self._stop(error)
             return True
         try:
-            for indices, drawn, ranks in self._draw(block, opened.record):
-                samples = self._samples(indices, drawn, ranks)
+            for indices, drawn, more in self._draw(block, opened.record):
+                rows = [row | own for row, own in zip(self.rows(indices, drawn.trace), more, strict=True)]
+                samples = [Sample(pixels, row) for pixels, row in zip(drawn.pixels, rows, strict=True)]
                 self.progress.drew(drawn.trace.per_dim.tolist())
                 if self.settings.traces:
                     opened.traces.append((indices, drawn.trace))
@@ -138,28 +141,23 @@ class Drawing:
         self._report()
         return True
 
-    def _draw(self, block: Block, record: Record) -> Iterator[tuple[list[int], Drawn, list[int] | None]]:
-        """The samples of a block to keep, batch by batch: indices, pixels and energies, ranks."""
+    def _draw(self, block: Block, record: Record) -> Iterator[tuple[list[int], Drawn, list[dict[str, Any]]]]:
+        """The samples of a block to keep, batch by batch: indices, pixels and energies, further columns."""
         prompts = [self.prompts[i // self.plan.images_per_prompt] for i in range(block.start, block.stop)]
         if self.selector is not None:
             selected: Selected = self.selector(block, prompts)
             record.candidates, record.calls, record.calls_saved = selected.candidates, selected.calls, selected.calls_saved
-            yield selected.indices, selected.drawn, selected.ranks
+            yield selected.indices, selected.drawn, [{"rank": place} for place in selected.ranks]
             return
         for batch in block.batches:
-            drawn = self.model.draw(batch, prompts[batch.start - block.start : batch.stop - block.start])
+            own = prompts[batch.start - block.start : batch.stop - block.start]
+            drawn, redraws = self.guard(batch, own) if self.guard else (self.model.draw(batch, own), [0] * len(batch))
             bad = (drawn.trace.nonfinite >= 0).nonzero().flatten().tolist()
             if bad:
                 first = ", ".join(f"sample {batch[i]} from step {int(drawn.trace.nonfinite[i])}" for i in bad[:8])
                 raise NotFinite(f"the velocity was not finite for {first}")
-            record.calls += len(batch) * drawn.trace.num_steps
-            yield list(batch), drawn, None
-
-    def _samples(self, indices: list[int], drawn: Drawn, ranks: list[int] | None) -> list[Sample]:
-        rows = self.rows(indices, drawn.trace)
-        if ranks is not None:
-            rows = [row | {"rank": place} for row, place in zip(rows, ranks, strict=True)]
-        return [Sample(pixels, row) for pixels, row in zip(drawn.pixels, rows, strict=True)]
+            record.calls += (len(batch) + sum(redraws)) * drawn.trace.num_steps
+            yield list(batch), drawn, self.guard.columns(batch, redraws) if self.guard else [{} for _ in batch]
 
     def _write(self, opened: _Open, samples: list[Sample], previous: "Future[None] | None") -> None:
         """On a writer: encode at once, write after the batch before."""

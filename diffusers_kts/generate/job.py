@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from .. import __version__
 from ..hub import reach
+from ..memorization.detector import MemorizationDetector
 from ..sampling.columns import check_gaps
 from ..sampling.find import find_model, fingerprint, num_classes
 from ..sampling.prompts import column_types, first_difference, prompt_lines, prompts_hash, read_prompts
@@ -36,6 +37,7 @@ from ..sampling.sampler import Sampler
 from .assemble import assemble, assembled
 from .drawing import Drawing
 from .formats import check_packages
+from .guard import Guard
 from .ledger import Claims, Ledger, Manifest
 from .media import Sample, encode
 from .orphan import end_with_launcher
@@ -123,6 +125,7 @@ class _Job:
 
     def __init__(self, settings: GenerateSettings, accelerator: Accelerator) -> None:
         self.settings, self.accelerator = settings, accelerator
+        self.detector = None if settings.detector is None else MemorizationDetector.load(settings.detector)
         self.store = Store(settings.output or "memory://dry-run")
         self.ledger, self.claims = Ledger(self.store), Claims(self.store)
         if settings.push_to_hub is not None:
@@ -141,8 +144,9 @@ class _Job:
             return self._on_main(lambda: self._finish(manifest, GenerateResult(True), self._assembled()))
         self.model = Sampler(self.folder, self.settings, self.accelerator.device, self.settings.shaping)
         self.selector = Selector(self.model, self.settings) if self.settings.keep_top is not None else None
+        self.guard = Guard(self.model, self.settings, self.detector) if self.detector is not None else None
         self.rows = Rows(self.settings, self.prompts, self.columns, self.model.id2label, self.model.argument("guidance_scale"))
-        plan = self._on_main(lambda: self._try(before))
+        plan = self._on_main(lambda: self._try(manifest, before))
         if self.settings.dry_run:
             return GenerateResult(True, plan=plan)
         self.claims.open()
@@ -176,6 +180,8 @@ class _Job:
             ValueError: the output was made otherwise, or the folder holds something else.
         """
         hashes = {"prompts": prompts_hash(self.prompts), "weights": fingerprint(self.folder)}
+        if self.detector is not None:
+            hashes["detector"] = self.detector.digest
         versions = {"diffusers_kts": __version__, "diffusers": diffusers.__version__, "torch": torch.__version__}
         device = {"device": self.accelerator.device.type, "threads": torch.get_num_threads()}
         noted = {"model": self.settings.model} | versions | {"python": platform.python_version()} | device
@@ -202,7 +208,7 @@ class _Job:
                 "settings."
             )
 
-    def _try(self, before: Inspection | None) -> list[str]:
+    def _try(self, manifest: Manifest, before: Inspection | None) -> list[str]:
         """Check prompts, model and space; the plan, in words.
 
         Raises:
@@ -210,9 +216,12 @@ class _Job:
         """
         s, plan = self.settings, self.plan
         self.model.check_prompts(self.prompts)
+        if self.detector is not None:
+            guidance = self.model.argument("guidance_scale")
+            self.detector.check(model=manifest.identity["weights"], guidance_scale=guidance)
         batch = plan.block(0).batches[0]
         prompts = [self.prompts[i // s.images_per_prompt] for i in batch]
-        drawn = (self.selector or self.model).trial(batch, prompts)
+        drawn = (self.selector or self.guard or self.model).trial(batch, prompts)
         check_packages(s, video=drawn.pixels.ndim == 5)
         trial = Sample(np.nan_to_num(drawn.pixels[0]), self.rows(batch, drawn.trace)[0])
         size = sum(map(len, encode(trial, s.video, s.fps)))
@@ -268,6 +277,7 @@ class _Job:
             self.columns,
             self.model,
             self.selector,
+            self.guard,
             self.rows,
             self.store,
             self.ledger,

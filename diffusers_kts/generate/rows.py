@@ -10,6 +10,8 @@ from ..seeding import sample_seed
 from ..shaping import SHAPING
 from .settings import ENERGIES, GenerateSettings
 
+MEASURED = ("per_dim", "excess", "memorization_probability", "flagged")
+
 
 class Rows:
     """Makes rows, all with the same columns.
@@ -44,7 +46,7 @@ class Rows:
             row: dict[str, Any] = {"index": index} | self._subject(prompt)
             row |= {"prompt_index": number, "candidate": index % s.images_per_prompt}
             row |= {"seed": s.seed, "generator_seed": sample_seed(s.seed, index)}
-            row |= {name: energies[name][position] for name in (*ENERGIES, "per_dim", "excess") if name in energies}
+            row |= {name: energies[name][position] for name in (*ENERGIES, *MEASURED) if name in energies}
             rows.append(row | constant | self._carried(prompt))
         return rows
 

@@ -9,6 +9,7 @@ import yaml
 
 from ..models import NAMES
 from ..sampling.settings import (
+    DETECTOR,
     DISTRIBUTED,
     OUTPUT,
     PROMPTS,
@@ -20,6 +21,7 @@ from ..sampling.settings import (
     setting,
 )
 
+MAX_REDRAWS = 4
 FORMATS = ("imagefolder", "webdataset", "parquet")
 ENERGIES = tuple(f"{kind}_energy_{part}" for kind in ("path", "model") for part in ("total", "early", "late"))
 STATISTICS = (*ENERGIES, "per_dim")
@@ -65,6 +67,24 @@ class GenerateSettings(ShapingSettings, SamplingSettings, PromptSettings):
     screen_keep: int | None = setting(
         None, "Candidates of each prompt that remain after screening. Default: half.", SELECTION, least=1
     )
+    detector: str | None = setting(
+        None, "The detector.safetensors of kts audit; with it, steps are Euler's.", DETECTOR, identity=False
+    )
+    on_memorized: str | None = setting(
+        None,
+        "What to do with samples that the detector flags: draw them again, let them touch down, or only say so.",
+        DETECTOR,
+        choices=("redraw", "touchdown", "flag"),
+    )
+    detector_threshold: float | None = setting(
+        None, "Probability from which a sample is flagged, between 0 and 1. Default: 0.5.", DETECTOR
+    )
+    detect_at: float | None = setting(
+        None, "Flow time up to which the detector reads. Default: 0.6 for touchdown, else 1, the whole run.", DETECTOR
+    )
+    max_redraws: int | None = setting(
+        None, f"Redraws of a sample, after which it stays, flagged. Default: {MAX_REDRAWS}.", DETECTOR, least=1
+    )
     shard: str | None = setting(
         None, "Do part I of N only, 'I/N' from 0 (SLURM arrays on object stores).", DISTRIBUTED, identity=False
     )
@@ -76,6 +96,7 @@ class GenerateSettings(ShapingSettings, SamplingSettings, PromptSettings):
         if self.video == "frames" and self.format != "imagefolder":
             raise ValueError(f"video frames cannot go into {self.format}; give --format imagefolder, or --video mp4.")
         self._check_selection()
+        self._check_detector()
         self.part  # noqa: B018 (raises)
 
     def _check_selection(self) -> None:
@@ -92,6 +113,24 @@ class GenerateSettings(ShapingSettings, SamplingSettings, PromptSettings):
                 f"screen_keep is {self.survivors}; give a number from keep_top ({self.keep_top}) to images_per_prompt "
                 f"({self.images_per_prompt})."
             )
+
+    def _check_detector(self) -> None:
+        if self.detector is None:
+            for name in ("on_memorized", "detector_threshold", "detect_at", "max_redraws"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"{name} needs detector; give the detector.safetensors of kts audit.")
+            return
+        if self.on_memorized is None:
+            raise ValueError("detector needs on_memorized; choose one of redraw, touchdown or flag.")
+        if self.max_redraws is not None and self.on_memorized != "redraw":
+            raise ValueError(f"max_redraws needs on_memorized redraw, which is {self.on_memorized}; leave it out.")
+        if self.keep_top is not None:
+            raise ValueError("detector and keep_top are both given; give one of them.")
+
+    @property
+    def redraws(self) -> int:
+        """How often a sample may be drawn again."""
+        return MAX_REDRAWS if self.max_redraws is None else self.max_redraws
 
     @property
     def survivors(self) -> int:

@@ -348,7 +348,7 @@ class KPETrace:
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise ValueError(f"{path} is a damaged energy record ({error}); write it again with KPETrace.save.") from error
 
-    def take(self, rows: Sequence[int]) -> "KPETrace":
+    def take(self, rows: Sequence[int] | torch.Tensor) -> "KPETrace":
         """The record of some of the samples, in this order."""
         taken = {name: value[rows] for name in PER_SAMPLE if (value := getattr(self, name)) is not None}
         return replace(self, gains=self.gains if self.gains.ndim == 1 else self.gains[rows], **taken)

@@ -4,6 +4,7 @@ It reads the record of a run: how fast each sample moved (``||v||``) and how fas
 the paper; how well it tells memorized samples, and on which models, is measured in ``benchmarks/science/detector.py``.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -111,6 +112,11 @@ class MemorizationDetector:
                 f"the detector was fitted to a schedule of {_described(own)}, this run has {_described(times)}; draw with the "
                 "same steps, or fit one for it."
             )
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all that decides its probabilities."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists and numbers, without the scores, as a scheduler's configuration keeps them; `from_dict` is the way

@@ -27,6 +27,7 @@ OFFLOADS = ("none", "model", "sequential")
 # groups of settings in a command's help
 MODEL, PROMPTS, SAMPLING, KTS, MEASURES = "Model", "Prompts", "Sampling", "Shaping (KTS)", "Measures"
 IMAGES, NETWORKS, SELECTION, OUTPUT, DISTRIBUTED = "Images", "Networks", "Selection", "Output", "Distributed runs"
+DETECTOR = "Memorized samples"
 RENAMED = {"steps": "num_inference_steps"}  # in settings files of earlier outputs
 
 
