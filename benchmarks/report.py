@@ -22,6 +22,7 @@ TITLES = {
     "detector": "A detector of memorized samples",
     "matched_launch": "A launch matched to what a model lacks",
     "planted_copies": "Planted copies: which the audit finds",
+    "acting": "Acting on the detector of memorized samples",
     "tuning": "Settings that kts tune recommends",
     "excess": "What the path energy measures, and its excess",
     "adaptive": "Gains per sample: energy budget and turning",

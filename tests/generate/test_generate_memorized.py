@@ -97,7 +97,7 @@ def test_redraws_take_the_next_noise_of_the_number(redrawn, plain):
     pipe.set_progress_bar_config(disable=True)
     pipe.scheduler = KTSFlowMatchScheduler.from_config(pipe.scheduler.config, **PRESETS["off"])
     assert {0, 1} < {row["redraws"] for row in rows} and not all(row["redraws"] for row in rows)
-    calls = json.loads((redrawn / ".kts" / "assembled.json").read_text())["calls"]
+    calls = json.loads((redrawn / ".kts" / "assembled.json").read_text())["sums"]["calls"]
     assert calls == STEPS * (12 + sum(row["redraws"] for row in rows))
     for i, (row, image) in enumerate(zip(rows, images(redrawn), strict=True)):
         seed = sample_seed(3, i, row["redraws"])
