@@ -41,6 +41,12 @@ def data_card(manifest: Manifest, sums: dict[str, int], folders: list[str]) -> s
     noted = "\n".join(f"| {name} | {value} |" for name, value in manifest.noted.items())
     screening = f" Screening saved {sums['calls_saved']} of them." if sums["calls_saved"] else ""
     candidates = f"\n`{CANDIDATES}` has the energies of all candidates.\n" if identity.get("keep_top") is not None else ""
+    detected = ""
+    if (action := identity.get("on_memorized")) is not None:
+        detected = (
+            "\nA detector judged each sample: `memorization_probability`, that it repeats a training image, and whether it was "
+            f"`flagged`. What was done with flagged ones: {action}.\n"
+        )
     return f"""---
 {head.to_yaml()}
 ---
@@ -55,7 +61,7 @@ kinetic path energy `E = 1/2 sum_i ||v_i||^2 |sigma_(i+1) - sigma_i|` in squared
 that happened, `model_energy_*` of the network's own field, each in total, before `tau_split` (early) and after it (late);
 `per_dim` is `path_energy_total` per latent dimension. Source: arXiv 2602.07928, measured with diffusers-kts. `excess`, not
 from the paper, is the path energy beyond that of the straight, even way to the same place.
-{candidates}
+{detected}{candidates}
 ## Settings
 
 | setting | value |

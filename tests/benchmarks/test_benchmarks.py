@@ -12,11 +12,12 @@ import pytest
 import torch
 
 from diffusers_kts import ClassConditionalFlowPipeline, embedded_model
+from diffusers_kts.memorization import detector_fit
 from diffusers_kts.memorization.controls import net_displacement
 
 SLICE = Path(__file__).parents[1] / "data" / "fashion_mnist_slice.npz"
 SCIENCE = ("fashion_mnist", "laboratory", "judge", "paper_tables", "frontier", "memorization_score", "tuning", "adaptive")
-ALSO = ("recoding", "significance", "controlled", "energies", "along_training")
+ALSO = ("acting", "recoding", "significance", "controlled", "energies", "along_training")
 SCRIPTS = (
     "report",
     "cost.step_cost",
@@ -171,6 +172,23 @@ def test_a_model_along_its_training(bench, monkeypatch, tmp_path, cache):
     few = ("--num-samples", 10, "--num-inference-steps", 10, "--num-images", 20, "--snapshots", weights)
     (row,) = run(bench.along_training, monkeypatch, tmp_path, cache, *few)["snapshots"]
     assert row["f_mem"]["n"] == 20 and len(row["f_mem_by_seed"]) == 2 and 0.5 < row["energy_per_dim"] < 1.5
+
+
+def test_acting_is_held_against_a_touchdown_of_all(bench, monkeypatch, tmp_path, cache):
+    monkeypatch.setattr(bench.acting, "RESAMPLES", 3)
+    monkeypatch.setattr(detector_fit, "FEWEST", 10)
+    found = run(bench.acting, monkeypatch, tmp_path, cache, "--num-samples", 100, "--num-inference-steps", 10)
+    rows = {(row["family"], row["setting"]): row for row in found["models"][0]["rows"]}
+    plain, truth = rows["plain", ""], rows["truth", "touchdown, t = 0.5"]
+    uniform, ours = rows["touchdown of all", "t = 0.5"], rows["detector, touchdown", "t = 0.6, from 0.5"]
+    assert truth["f_mem"] == pytest.approx(uniform["f_mem"]) and truth["changed"] == pytest.approx(plain["f_mem"])
+    assert rows["touchdown of as many at random", "t = 0.6"]["changed"] == ours["changed"] < 1
+    assert rows["truth", "redraw"]["f_mem"] < rows["detector, redraw", "from 0.5"]["f_mem"] < plain["f_mem"]
+    assert (tmp_path / "results" / "acting.md").read_text().count("Verdict") == 1
+    lower, higher = {"value": -0.1, "low": -0.2, "high": -0.05}, {"value": 0.1, "low": -0.1, "high": 0.2}
+    for less, won in ((lower, True), (higher, False)):
+        row = {"family": "detector, redraw", "counts": True, "less_than_curve": less, "less_than_chance": lower}
+        assert bench.acting.verdict([{"model": "a", "rows": [row]}])[1] == (["detector, redraw"] if won else [])
 
 
 def test_the_excess_of_an_embedded_model_is_measured(bench, monkeypatch, tmp_path):
