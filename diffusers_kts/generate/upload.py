@@ -44,7 +44,7 @@ def data_card(manifest: Manifest, sums: dict[str, int], folders: list[str]) -> s
     detected = ""
     if (action := identity.get("on_memorized")) is not None:
         detected = (
-            "\nA detector judged each sample: `memorization_probability`, that it repeats a training image, and whether it was "
+            "\nA detector judged each sample: `memorization_probability`, that it repeats a training image, and whether it is "
             f"`flagged`. What was done with flagged ones: {action}.\n"
         )
     return f"""---
