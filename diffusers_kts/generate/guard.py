@@ -30,7 +30,7 @@ class Guard:
     """
 
     def __init__(self, model: Sampler, settings: GenerateSettings, detector: MemorizationDetector) -> None:
-        self.model, self.settings, self.detector = model, settings, detector
+        self.model, self.settings = model, settings
         chosen: dict[str, Any] = {"on_memorized": "touchdown"}
         if settings.on_memorized != "touchdown":
             chosen = {"on_memorized": "flag", "detect_at": 1.0}
