@@ -40,7 +40,7 @@ def matched_gains(laboratory: Laboratory, labels: torch.Tensor) -> list[float]:
     """One per step of plain sampling; ``labels`` (n,) are those of the training images."""
     path, sigmas = laboratory.draw(PLAIN, CALIBRATION_SEED), PLAIN.scheduler().sigmas[:-1]
     training, generator = laboratory.model.training, torch.Generator().manual_seed(CALIBRATION_SEED)
-    rows = torch.randperm(len(training), generator=generator)[:NUM_IMAGES]
+    rows = torch.randperm(min(len(training), len(labels)), generator=generator)[:NUM_IMAGES]
     x, classes = 2 * training[rows] - 1, labels[rows]
     gains = []
     for sigma, power in zip(sigmas, path.power.double().mean(0), strict=True):

@@ -24,6 +24,7 @@ SCRIPTS = (
     "science.excess",
     "science.planted_copies",
     "science.fitted_sampling",
+    "science.matched_launch",
     *(f"science.{name}" for name in (*SCIENCE, *ALSO)),
 )
 
@@ -199,6 +200,16 @@ def test_the_excess_of_an_embedded_model_is_measured(bench, monkeypatch, tmp_pat
     assert 0 < result["excess_share"] < 0.1 and 0 < result["memorized"] < 1
     assert result["scores"]["displacement"]["spearman_with_path_energy"]["value"] > 0.9
     assert result["scores"]["excess"]["spearman_with_density"]["high"] < 0
+
+
+def test_a_launch_is_matched_to_the_speed_on_noised_data(bench, monkeypatch, tmp_path, cache):
+    monkeypatch.setattr(bench.matched_launch, "PLAIN", bench.laboratory.Sampler(steps=10))
+    few = ("--models", "memorizing", "--num-samples", 40)
+    found = run(bench.matched_launch, monkeypatch, tmp_path, cache, *few)["models"]["memorizing"]
+    assert len(found["gains"]) == 10 and all(0.7 < gain < 1.1 for gain in found["gains"])
+    rows = {row["sampler"]: row for row in found["rows"]}
+    assert not rows["plain"]["tests"] and all(len(row["tests"]) == 2 for name, row in rows.items() if name != "plain")
+    assert "| matched, launch |" in (tmp_path / "results" / "matched_launch.md").read_text()
 
 
 def test_planted_copies_are_counted(bench, monkeypatch, tmp_path):
