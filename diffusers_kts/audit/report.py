@@ -42,15 +42,8 @@ def write_report(
     memorized = int(plain.memorization.is_memorized.sum())
     html = render(
         TEMPLATE,
+        **said_of_the_audit(report),
         model=model,
-        settings=settings,
-        verdict=report["verdict"],
-        notes=report["notes"],
-        training=report["training_images"],
-        neighbor_space=report["neighbor_space"],
-        frechet_space=report["frechet_space"],
-        reference=report["reference"],
-        reference_kind="training" if same_reference(report) else "reference",
         manifold_k=plain.manifold.k,
         rows=[findings_row(name, findings) for name, findings in found.items()],
         figures=_figures(found, labels, training.images, settings["threshold"]),
@@ -61,10 +54,19 @@ def write_report(
         counts={"memorized": memorized, "other": len(plain.images) - memorized},
         separation_headings=[labels[name] for name in MAIN],
         separations=[{"name": key, "cells": [_auc(found[name], key) for name in MAIN]} for key in STATISTICS],
-        details=details(report),
         detector=report["detector"],
     )
     path.write_text(html, encoding="utf-8")
+
+
+def said_of_the_audit(report: Mapping[str, Any]) -> dict[str, Any]:
+    """What the pages of both kinds of audit take from ``report.json``."""
+    return {name: report[name] for name in ("verdict", "notes", "neighbor_space", "frechet_space", "reference")} | {
+        "settings": report["audit"]["settings"],
+        "training": report["training_images"],
+        "reference_kind": "training" if same_reference(report) else "reference",
+        "details": details(report),
+    }
 
 
 def same_reference(report: Mapping[str, Any]) -> bool:

@@ -9,7 +9,7 @@ from ..plotting import plot_samples
 from .copies import copy_rows
 from .figures import plot_steps
 from .measures import Findings
-from .report import copies_section, details, duplicates_section, findings_row, reproduced_section, same_reference
+from .report import copies_section, duplicates_section, findings_row, reproduced_section, said_of_the_audit
 from .training import TrainingImages
 
 TEMPLATE = Path(__file__).with_name("series.html")
@@ -32,15 +32,8 @@ def write_series_report(
     )
     html = render(
         TEMPLATE,
+        **said_of_the_audit(report),
         model=report["model"],
-        settings=settings,
-        verdict=report["verdict"],
-        notes=report["notes"],
-        training=report["training_images"],
-        neighbor_space=report["neighbor_space"],
-        frechet_space=report["frechet_space"],
-        reference=report["reference"],
-        reference_kind="training" if same_reference(report) else "reference",
         rows=[
             findings_row(name, f) | {"chosen": name == report["last_below"], "copies": copy_rows(f.copies or {})}
             for name, f in found.items()
@@ -53,6 +46,5 @@ def write_series_report(
             "samples": png(samples, "The same noises by each checkpoint"),
         },
         shown=min(SHOWN, settings["num_samples"]),
-        details=details(report),
     )
     path.write_text(html, encoding="utf-8")
