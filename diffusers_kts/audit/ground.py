@@ -65,7 +65,8 @@ class Ground:
 
     @property
     def sha256(self) -> dict[str, str]:
-        return {"training_images": self.training.sha256, "reference": pixels_hash(self.real)}
+        digests = {"training_images": self.training.sha256, "reference": pixels_hash(self.real), "features": self.space.sha256}
+        return {name: digest for name, digest in digests.items() if digest is not None}
 
     def notes(self, settings: AuditSettings) -> list[str]:
         """What a reader of the figures must know of them."""

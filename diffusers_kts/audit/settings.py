@@ -46,7 +46,7 @@ class AuditSettings(ComparisonSettings):
     )
     features: str = setting(
         "auto",
-        "Space of these: inception, pixels, auto, module:function, TorchScript or .pt2 file.",
+        "Space of these: inception, efficientnet-lite0, pixels, auto, module:function, TorchScript or .pt2 file.",
         MEASURES,
     )
     neighbors: str = setting(

@@ -39,7 +39,7 @@ class EvaluateSettings(Settings):
     dinov2: str | None = setting(None, "Folder or Hub id. Default: facebook/dinov2-large.", NETWORKS)
     clip: str | None = setting(None, "Folder or Hub id. Default: openai/clip-vit-large-patch14.", NETWORKS)
     features: str | None = setting(
-        None, "Space of fd: pixels, module:function, TorchScript or .pt2 file. Default: pixels.", NETWORKS
+        None, "Space of fd: pixels, efficientnet-lite0, module:function, TorchScript or .pt2 file. Default: pixels.", NETWORKS
     )
     scorer: str | None = setting(
         None,

