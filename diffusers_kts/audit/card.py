@@ -8,6 +8,7 @@ from huggingface_hub import EvalResult, ModelCard
 
 from ..errors import brief
 from ..files import write_whole
+from .copies import in_words
 
 BEGIN, END = "<!-- written by kts audit -->", "<!-- end of kts audit -->"
 DATASET = "training-images"  # dataset type of the results, by which earlier ones are known
@@ -86,8 +87,18 @@ def _section(report: Mapping[str, Any]) -> str:
         f"F_mem is the share of samples with d1/d2 < {settings['threshold']:.3g}, distances in {report['neighbor_space']} to "
         f"the two nearest of {training['distinct']} distinct training images ({training['count']} in all). Exact 95 % "
         f"intervals. Figures of this card are those of {found['heading']}.",
+        _published(found["copies"]["pixels"]),
         f"Measured by `kts audit`: {settings['num_samples']} samples, {settings['num_inference_steps']} steps, seed "
         f"{settings['seed']}, on {report['device']}; {versions}.",
         "\n".join(f"* sha256 of {name}: `{digest}`" for name, digest in digests.items()),
     ]
     return "\n\n".join(lines)
+
+
+def _published(copies: Mapping[str, Any]) -> str:
+    """Published measures, with those of real images, where there are any, next to them."""
+    said = []
+    for name, measured in (("AuthPct", copies["authpct"]), ("Calibrated L2 below 1", copies["calibrated_l2"])):
+        real = f", of held-out real images {in_words(measured['real'])}" if measured["real"] else ""
+        said.append(f"{name}: {in_words(measured['samples'])}{real}.")
+    return " ".join(said)

@@ -57,10 +57,8 @@ class Ground:
         images = TrainingImages.load(training, shape, resize)
         real = images.images if settings.reference is None else load_images(settings.reference, shape, resize)
         yardsticks = Yardsticks.of(images, real, space, settings.neighbors == "features")
-        if settings.reference is None:
-            copies = CopyMeasures(images, None, space, settings.threshold, yardsticks.real_features)
-        else:
-            copies = CopyMeasures(images, real, space, settings.threshold, yardsticks.training_features)
+        held_out = None if settings.reference is None else (real, yardsticks.real_features)
+        copies = CopyMeasures(images, yardsticks.training_features, space, settings.threshold, held_out)
         return cls(size, images, real, space, yardsticks, copies)
 
     @property

@@ -66,7 +66,7 @@ def run_audit(settings: AuditSettings, show_progress: bool = True) -> AuditResul
     with tqdm(desc="measuring", total=len(SAMPLERS), unit="sampler", disable=not show_progress) as bar:
         findings = measure(images, traces, ground.yardsticks, headings, settings.threshold, settings.seed, bar.update)
     plain = findings["euler"]
-    plain.copies = ground.copies(plain.images)
+    plain.copies = ground.copies(plain.images, plain.features)
     notes = ground.notes(settings) + _notes(sampler, findings)
     detector = _fit_detector(sampler, settings, plain, manifest, notes)
     words = verdict(findings, ground.space.name)

@@ -65,6 +65,7 @@ class Findings:
 
     heading: str
     images: torch.Tensor
+    features: torch.Tensor
     trace: KPETrace | None
     memorization: Memorization
     bootstrap: tuple[float, float]
@@ -118,15 +119,16 @@ class Findings:
 
 @dataclass(frozen=True)
 class Yardsticks:
-    """What samples are held against: training images, which of them are distinct, and features of real images; features of the
-    training images too, where neighbors are sought among these."""
+    """What samples are held against: training images, which of them are distinct, and features of these and of real images;
+    neighbors are sought in pixels or among features."""
 
     training: torch.Tensor
     distinct: torch.Tensor
+    training_features: torch.Tensor
     space: FeatureSpace
     real: FeatureStatistics
     real_features: torch.Tensor
-    training_features: torch.Tensor | None
+    neighbors_in_features: bool
 
     @classmethod
     def of(
@@ -138,17 +140,17 @@ class Yardsticks:
         """
         if len(real) <= MANIFOLD_K:
             raise ValueError(f"there are {len(real)} reference images; give more than {MANIFOLD_K}.")
-        features = space(real)
-        images = training.images
-        of_training = (features if real is images else space(images)) if neighbors_in_features else None
-        yardsticks = cls(images, training.distinct, space, FeatureStatistics.of(features), features, of_training)
+        features, images = space(real), training.images
+        of_training = features if real is images else space(images)
+        statistics = FeatureStatistics.of(features)
+        yardsticks = cls(images, training.distinct, of_training, space, statistics, features, neighbors_in_features)
         yardsticks.memorization(real[:1], features[:1], 1.0)  # refuses now what would fail once all is drawn
         return yardsticks
 
     def memorization(self, images: torch.Tensor, features: torch.Tensor, threshold: float) -> Memorization:
-        if self.training_features is None:
-            return measure_memorization(images, self.training, "pixels", threshold, self.distinct)
-        return measure_memorization(features, self.training_features, self.space.name, threshold, self.distinct)
+        if self.neighbors_in_features:
+            return measure_memorization(features, self.training_features, self.space.name, threshold, self.distinct)
+        return measure_memorization(images, self.training, "pixels", threshold, self.distinct)
 
 
 def measure(
@@ -185,6 +187,7 @@ def measure_sampler(
     return Findings(
         heading,
         images,
+        features,
         trace,
         memorization,
         bootstrap_interval(hits, seed=seed),

@@ -9,6 +9,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from ..kpe.plot import plot_power
+from ..memorization.copying import ALPHA, NEAREST
 from ..memorization.fraction import FALSE_ALARMS
 from ..page import png, render, svg
 from ..plotting import plot_neighbors, plot_samples
@@ -169,7 +170,7 @@ def duplicates_section(training: TrainingImages) -> Markup:
 def copies_section(findings: Findings, by: str) -> Markup:
     """Copies by every measure, next to what real images give."""
     rows = copy_rows(findings.copies or {})
-    return Markup(render(COPIES, rows=rows, by=by, false_alarms=FALSE_ALARMS))
+    return Markup(render(COPIES, rows=rows, by=by, false_alarms=FALSE_ALARMS, nearest=NEAREST, alpha=ALPHA))
 
 
 def reproduced_section(

@@ -72,10 +72,11 @@ def run_series(settings: AuditSettings, show_progress: bool = True) -> AuditResu
             for block, batches in zip(blocks, drawn_once(place, blocks, [SAMPLES], [SAMPLES], draw), strict=True):
                 held.append(batches)
                 bar.update(len(block))
-            findings[checkpoint.name] = measure_sampler(
+            found = measure_sampler(
                 checkpoint.name, joined(held, SAMPLES), ground.yardsticks, settings.threshold, settings.seed
             )
-            findings[checkpoint.name].copies = ground.copies(findings[checkpoint.name].images)
+            found.copies = ground.copies(found.images, found.features)
+            findings[checkpoint.name] = found
     last = last_below(findings, settings.limit)
     words = series_verdict(findings, settings.limit, ground.space.name)
     notes = ground.notes(settings) + diverged(findings)

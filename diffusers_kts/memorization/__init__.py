@@ -4,8 +4,11 @@ from ..lazy_exports import lazy_exports
 
 _EXPORTS = {
     "MemorizationDetector": ".detector",
+    "authentic": ".copying",
     "bootstrap_interval": ".fraction",
+    "calibrated_l2": ".copying",
     "calibrated_threshold": ".fraction",
+    "copying_statistic": ".copying",
     "distinct_images": ".neighbors",
     "fit_detector": ".detector_fit",
     "measure_memorization": ".fraction",

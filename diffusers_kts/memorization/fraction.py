@@ -10,14 +10,13 @@ Here d2 is the distance to the second nearest *distinct* training image (our rul
 lie at the same distance from every sample, so d1 / d2 = 1 would hide that it was memorized.
 """
 
-import math
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import torch
-from scipy.stats import binomtest, mannwhitneyu
+from scipy.stats import binomtest
 
 from .neighbors import CHUNK_SIZE, check_images, distinct_images, nearest_neighbors
 
@@ -70,20 +69,6 @@ def calibrated_threshold(distances: torch.Tensor, false_alarms: float = FALSE_AL
 def ratio(distances: torch.Tensor) -> torch.Tensor:
     """(B,) d1 / d2 of (B, 2); 0 where both are."""
     return torch.where(distances[:, 1] > 0, distances[:, 0] / distances[:, 1], 0.0)
-
-
-def copying_statistic(samples: torch.Tensor, real: torch.Tensor) -> float:
-    """C_T of Meehan et al. (2020), with all images in one cell: the standardized Mann-Whitney statistic of the distances to
-    the nearest training image. Below -3, samples are nearer to the training images than unseen real images are; above 3
-    farther, by blur or otherwise.
-
-    Args:
-        samples (`torch.Tensor`, (B,)): distances d1 of samples.
-        real (`torch.Tensor`, (n,)): of held-out real images.
-    """
-    m, n = len(samples), len(real)
-    farther = float(mannwhitneyu(samples.double().cpu(), real.double().cpu()).statistic)
-    return (farther - m * n / 2) / math.sqrt(m * n * (m + n + 1) / 12)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,14 @@ from huggingface_hub import EvalResult, ModelCard
 
 from diffusers_kts.audit.card import BEGIN, END, read_card, write_card
 
+COUNTED = {"count": 60, "n": 100, "low": 0.497, "high": 0.697}
 FOUND = {
+    "copies": {
+        "pixels": {
+            "authpct": {"samples": COUNTED, "real": None},
+            "calibrated_l2": {"samples": COUNTED | {"count": 0}, "real": COUNTED},
+        }
+    },
     "heading": "plain Euler",
     "f_mem": {"count": 0, "n": 100, "low": 0.0, "high": 0.036, "fraction": 0.0},
     "frechet_distance": 9.5,
@@ -44,6 +51,7 @@ def test_a_card_keeps_what_is_not_ours_and_is_written_twice_as_once(tmp_path):
     assert values == {("coco", "fid"): 12.5, ("training-images", "f_mem"): 0.25, ("training-images", "frechet_distance"): 9.5}
     assert read.text.count(BEGIN) == 1 and read.text.index("Before.") < read.text.index(BEGIN)
     assert read.text.index(END) < read.text.index("After.")
+    assert "AuthPct: 60.0 % (95 %: 49.7 to 69.7). Calibrated L2 below 1: at most 70 % (95 %), of held-out real" in read.text
     for named in ("at most 3.6 % (95 %)", "a" * 64, "b" * 64, "seed 3", "torch 2.13.0", "on cpu", "50 steps"):
         assert named in read.text
 

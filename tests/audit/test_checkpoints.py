@@ -159,6 +159,7 @@ def test_the_last_checkpoint_below_the_limit_is_named_and_more_may_come(run_of_p
         for kind in ("pixels", "transformed", "features"):
             copies = found["copies"][kind]
             assert copies["real"]["n"] == 40 and copies["calibrated"]["n"] == 24
+            assert copies["authpct"]["real"]["n"] == 40 and (copies["calibrated_l2"] is None) == (kind == "transformed")
         assert found["copies"]["pixels"]["samples"]["count"] == found["f_mem"]["count"]
     assert report["reference"] == 41 and any("1 reference images equal" in note for note in report["notes"])
     early, late = (report["checkpoints"][f"step {step}"]["f_mem"] for step in (100, 200))

@@ -1,6 +1,5 @@
 """Nearest neighbors against brute force, the memorized fraction against its definition."""
 
-import math
 import warnings
 from math import comb
 
@@ -12,7 +11,6 @@ from scipy.stats import binom
 
 from diffusers_kts.memorization.fraction import (
     bootstrap_interval,
-    copying_statistic,
     measure_memorization,
     memorized,
     memorized_fraction,
@@ -215,11 +213,3 @@ def test_arrays_are_refused_with_the_remedy():
     for pair in ((images.numpy(), images), (images, images.numpy())):
         with pytest.raises(TypeError, match="is ndarray; give a tensor of floats, torch.from_numpy"):
             measure_memorization(*pair)
-
-
-def test_the_copying_statistic_counts_pairs():
-    g = torch.Generator().manual_seed(0)
-    samples, real = torch.rand(30, generator=g), torch.rand(50, generator=g)
-    pairs = (samples[:, None] > real).sum().item()
-    assert copying_statistic(samples, real) == pytest.approx((pairs - 750) / math.sqrt(30 * 50 * 81 / 12))
-    assert abs(copying_statistic(real, real)) < 1e-9 and copying_statistic(samples / 100, real) < -3

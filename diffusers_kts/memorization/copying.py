@@ -1,0 +1,69 @@
+"""Published measures of copying, next to the paper's F_mem: C_T, AuthPct and calibrated L2.
+
+None of them knows what a copy is: compare each number with that of real images which the model has not seen.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from scipy.stats import mannwhitneyu
+
+from .fraction import Memorization
+from .neighbors import CHUNK_SIZE, check_images
+
+NEAREST, ALPHA = 50, 0.5  # of calibrated L2, Carlini et al.'s
+
+
+def copying_statistic(samples: torch.Tensor, real: torch.Tensor) -> float:
+    """C_T of Meehan et al. (2020), with all images in one cell: the standardized Mann-Whitney statistic of the distances to
+    the nearest training image. Below -3, samples are nearer to the training images than unseen real images are; above 3
+    farther, by blur or otherwise.
+
+    Args:
+        samples (`torch.Tensor`, (B,)): distances d1 of samples.
+        real (`torch.Tensor`, (n,)): of held-out real images.
+    """
+    m, n = len(samples), len(real)
+    farther = float(mannwhitneyu(samples.double().cpu(), real.double().cpu()).statistic)
+    return (farther - m * n / 2) / math.sqrt(m * n * (m + n + 1) / 12)
+
+
+def authentic(found: Memorization, measure: Callable[[torch.Tensor], Memorization]) -> torch.Tensor:
+    """(B,) bool, whether a sample is farther from its nearest training image than that is from its nearest other training
+    image; the mean is AuthPct (Alaa et al. 2022), here among distinct training images.
+
+    Args:
+        found (`Memorization`): of the samples.
+        measure (`Callable`): the same measure, of the training images with the indices (m,) in place of samples.
+    """
+    nearest, place = found.indices[:, 0].unique(return_inverse=True)
+    spacing = measure(nearest).distances[:, 1]  # the first is the image itself
+    return found.distances[:, 0] > spacing[place]
+
+
+@torch.no_grad()
+def calibrated_l2(
+    distances: torch.Tensor, samples: torch.Tensor, training: torch.Tensor, n: int = NEAREST, alpha: float = ALPHA
+) -> torch.Tensor:
+    """(B,) distance to the nearest training image over ``alpha`` times the mean distance to the ``n`` nearest (Carlini et al.
+    2023). Below 1, with ``alpha`` 1/2, the nearest is less than half as far as these are on average.
+
+    Args:
+        distances (`torch.Tensor`, (B,)): d1 of the samples.
+        samples (`torch.Tensor`, (B, ...)): images, or features of them.
+        training (`torch.Tensor`, (m, ...)): distinct ones, on the same scale; where m < ``n``, all are taken.
+        n (`int`, defaults to 50): how many.
+        alpha (`float`, defaults to 0.5): factor of the mean.
+
+    Raises:
+        TypeError: not floating point. ValueError: shapes that do not match.
+    """
+    check_images(samples, training)
+    x = samples.flatten(1)
+    found = x.new_empty(len(x), 0)
+    for chunk in training.to(x).flatten(1).split(CHUNK_SIZE):
+        squares = x.square().sum(1, keepdim=True) + chunk.square().sum(1) - 2 * x @ chunk.T  # no mean needs more precision
+        found = torch.cat([found, squares.clamp(min=0)], 1)
+        found = found.topk(min(n, found.shape[1]), largest=False).values
+    return distances / (alpha * found.sqrt().mean(1))
