@@ -1,38 +1,48 @@
-"""Checkpoints of a training: which there are, from which step, and the pipeline of each."""
+"""Checkpoints of a training: which there are, from which step, and the pipeline of each.
+
+A pipeline folder stands alone. A LoRA, or a folder with single parts as accelerate's ``save_state`` leaves it (``unet/`` or
+``transformer/`` next to the state of the optimizer), needs a base pipeline. Only safetensors files are read, no pickles.
+"""
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import torch
 
 from ..errors import brief
-from ..pipelines.complete_weights import check_weights, quiet
+from ..files import read_json
+from ..pipelines.complete_weights import check_model, check_weights, model_class, quiet
 from ..pipelines.loading import pipeline_class
 from ..pipelines.pipeline_kpe_monitor import plain_class
-from ..sampling.find import file_hash, fingerprint
+from ..sampling.find import file_hash, files_hash, fingerprint
 
 LORA = "pytorch_lora_weights.safetensors"  # as the training scripts of diffusers name it
 BASE = "base model"
-KINDS = "a pipeline folder, a LoRA file (.safetensors), or a folder with one"
+EMA = "_ema"  # at the end of the name of a part: averaged weights, which the training scripts save in the end
+KINDS = "a pipeline folder, a LoRA file (.safetensors), or a folder with one, or with transformer/ or unet/"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A pipeline folder, or a LoRA file.
+    """A pipeline folder, a LoRA file, or a folder with parts of a pipeline.
 
     Attributes:
-        path: of the folder or file; None for the base model without LoRA.
+        path: of the folder or file; None for the base model as it is.
         step: of the training, from the name.
         sha256: of the weights.
-        is_lora: whether it is one.
+        kind: which of these it is.
+        parts: folders in place of those of the base pipeline, by component.
     """
 
     path: Path | None
     step: int
     sha256: str
-    is_lora: bool
+    kind: Literal["pipeline", "LoRA", "part of a pipeline"]
+    parts: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -43,17 +53,16 @@ def find_checkpoints(paths: Sequence[Path]) -> list[Checkpoint]:
     """The checkpoints at these paths by step.
 
     Raises:
-        ValueError: one is missing, neither pipeline nor LoRA, or has no step in its name; two have the same step or are of
+        ValueError: one is missing, of no known kind, or has no step in its name; two have the same step or are of
             different kinds, or pipelines of different classes; weights are missing.
     """
     found = sorted((_checkpoint(path) for path in paths), key=lambda checkpoint: checkpoint.step)
     for a, b in pairwise(found):
         if a.step == b.step:
             raise ValueError(f"{a.path} and {b.path} are both of step {a.step}; leave one out.")
-        if a.is_lora != b.is_lora:
-            lora, pipeline = (a, b) if a.is_lora else (b, a)
-            raise ValueError(f"{lora.path} is a LoRA, {pipeline.path} a pipeline; give checkpoints of one kind.")
-    kinds = {pipeline_class(one.path): one.path for one in found if one.path is not None and not one.is_lora}
+        if a.kind != b.kind:
+            raise ValueError(f"{a.path} is a {a.kind}, {b.path} a {b.kind}; give checkpoints of one kind.")
+    kinds = {pipeline_class(one.path): one.path for one in found if one.path is not None and one.kind == "pipeline"}
     if len(kinds) > 1:
         (kind, place), (other, elsewhere) = list(kinds.items())[:2]
         raise ValueError(f"{place} is a {kind}, {elsewhere} a {other}; give checkpoints of one model.")
@@ -67,9 +76,20 @@ def _checkpoint(path: Path) -> Checkpoint:
             check_weights(path)
         except Exception as error:  # whatever a damaged folder makes diffusers, safetensors or torch raise
             raise ValueError(f"checkpoint {path} cannot be loaded ({brief(error)}); leave it out.") from error
-        return Checkpoint(path, _step(path), fingerprint(path), False)
+        return Checkpoint(path, _step(path), fingerprint(path), "pipeline")
+    if parts := _parts(path):
+        digest = files_hash(path, [part.name for part in parts.values()])
+        return Checkpoint(path, _step(path), digest, "part of a pipeline", parts)
     file = _lora_file(path)
-    return Checkpoint(file, _step(path), file_hash(file), True)
+    return Checkpoint(file, _step(path), file_hash(file), "LoRA")
+
+
+def _parts(path: Path) -> dict[str, Path]:
+    """Models in the folder, by the component that each is to be; averaged weights come before others."""
+    if not path.is_dir() or (path / LORA).is_file():
+        return {}
+    folders = sorted(folder for folder in path.iterdir() if (folder / "config.json").is_file())
+    return {folder.name.removesuffix(EMA): folder for folder in folders}  # x before x_ema
 
 
 def _lora_file(path: Path) -> Path:
@@ -79,6 +99,8 @@ def _lora_file(path: Path) -> Path:
         raise ValueError(f"there is no checkpoint at {path}; give {KINDS}.")
     if not path.is_dir():
         raise ValueError(f"{path} is no checkpoint; give {KINDS}.")
+    if (path / "config.json").is_file():
+        raise ValueError(f"{path} is a part of a checkpoint; give the folder around it, {path.absolute().parent}.")
     files = sorted(file for file in path.glob("*.safetensors"))
     if len(files) != 1 and (path / LORA) not in files:
         held = f"{len(files)} .safetensors files" if files else "neither model_index.json nor a .safetensors file"
@@ -120,3 +142,35 @@ def put_lora(pipe: Any, checkpoint: Checkpoint) -> None:
             f"checkpoint {checkpoint.path} is no LoRA of this pipeline: {loaded} of its {given} tensors fit; give its base "
             "with --model, or leave it out."
         )
+
+
+def check_parts(checkpoint: Checkpoint, base: Path) -> None:
+    """Compare a checkpoint's parts with those of its base pipeline; no tensor is read.
+
+    Raises:
+        ValueError: a part that the pipeline has not, without safetensors, damaged, or of another shape.
+    """
+    for name, folder in checkpoint.parts.items():
+        if (kind := _class_of(base, name)) is None:
+            raise ValueError(f"{folder} is no part of the pipeline {base}; give its base with --model, or leave it out.")
+        if not list(folder.glob("*.safetensors")):
+            raise ValueError(f"{folder} holds no .safetensors file; save it again, pickled weights are not loaded.")
+        try:
+            shapes = check_model(kind, folder, use_safetensors=True)
+        except Exception as error:  # whatever a damaged folder makes diffusers, safetensors or torch raise
+            raise ValueError(f"checkpoint {folder} cannot be loaded ({brief(error)}); leave it out.") from error
+        if shapes != check_model(kind, base / name):
+            raise ValueError(f"{folder} is another model than the {name} of {base}; give its base with --model.")
+
+
+def load_parts(checkpoint: Checkpoint, base: Path, dtype: torch.dtype) -> dict[str, Any]:
+    """The models of a checkpoint by component, for `load_pipeline`."""
+    with quiet():
+        return {
+            name: _class_of(base, name).from_pretrained(folder, use_safetensors=True, dtype=dtype)
+            for name, folder in checkpoint.parts.items()
+        }
+
+
+def _class_of(base: Path, name: str) -> Any:
+    return model_class(read_json(base / "model_index.json", dict).get(name))

@@ -11,10 +11,10 @@ from tqdm import tqdm
 
 from ..files import written_together
 from ..sampling.devices import usable_device
-from ..sampling.find import find_model, fingerprint, num_classes
+from ..sampling.find import find_model, fingerprint, load_model, num_classes
 from ..sampling.prompts import Prompt, prompts_hash, read_prompts
 from ..sampling.sampler import Sampler
-from .checkpoints import Checkpoint, find_checkpoints, put_lora
+from .checkpoints import EMA, Checkpoint, check_parts, find_checkpoints, load_parts, put_lora
 from .ground import Ground, about, image_paths, measured_in
 from .measures import Findings, measure_sampler
 from .result import FORMAT, AuditResult, finished
@@ -31,22 +31,25 @@ OF_KTS = ("shaping", "touchdown")
 
 
 def run_series(settings: AuditSettings, show_progress: bool = True) -> AuditResult:
-    """As `run_audit`, of checkpoints: each draws the same noises with its own scheduler. Of LoRAs, the base model comes first.
+    """As `run_audit`, of checkpoints: each draws the same noises with its own scheduler. Of LoRAs and of parts, the base
+    model comes first.
 
     Raises:
         ValueError, OSError: as `run_audit`; or checkpoints that are missing, foreign or of several kinds.
     """
     checkpoints = find_checkpoints([Path(path) for path in settings.checkpoints])
-    folder = checkpoints[0].path
-    if checkpoints[0].is_lora or folder is None:
-        folder = find_model(settings.model)
-        checkpoints.insert(0, Checkpoint(None, 0, fingerprint(folder), True))
+    kind, folder, base = checkpoints[0].kind, checkpoints[0].path, None
+    if kind != "pipeline" or folder is None:
+        folder = base = find_model(settings.model)
+        for checkpoint in checkpoints:
+            check_parts(checkpoint, base)
+        checkpoints.insert(0, Checkpoint(None, 0, fingerprint(base), kind))
     prompts = read_prompts(settings, num_classes(folder))
     training = image_paths(settings, folder)
     device = usable_device(settings.device)
-    loaded = _Loaded(folder, checkpoints[0].is_lora, settings, prompts, device)
+    loaded = _Loaded(checkpoints[0], base, settings, prompts, device)
     shape = loaded.sampler.image_shape()
-    if checkpoints[0].is_lora:
+    if kind == "LoRA":
         for checkpoint in reversed(checkpoints):  # all are tried before one is drawn from; the base model is left
             loaded.put(checkpoint)
     ground = Ground.of(settings, training, shape, device)
@@ -80,12 +83,14 @@ def run_series(settings: AuditSettings, show_progress: bool = True) -> AuditResu
     last = last_below(findings, settings.limit)
     words = series_verdict(findings, settings.limit, ground.space.name)
     notes = ground.notes(settings) + diverged(findings)
+    if averaged := {part.name for checkpoint in checkpoints for part in checkpoint.parts.values() if part.name.endswith(EMA)}:
+        notes.append(f"Averaged weights were drawn from where a checkpoint has them ({', '.join(sorted(averaged))}).")
     worst = max(findings.values(), key=lambda found: found.f_mem.count)
     steps = {checkpoint.name: checkpoint.step for checkpoint in checkpoints}
     report = {
         **FORMAT,
         **about(loaded.sampler, device),
-        "model": settings.model if checkpoints[0].is_lora else str(folder.parent),
+        "model": str(folder.parent) if base is None else settings.model,
         "audit": manifest,
         "verdict": words,
         "notes": notes,
@@ -110,20 +115,26 @@ class _Loaded:
     """The checkpoint that is in memory, one at a time."""
 
     def __init__(
-        self, folder: Path, is_lora: bool, settings: AuditSettings, prompts: list[Prompt], device: torch.device
+        self, first: Checkpoint, base: Path | None, settings: AuditSettings, prompts: list[Prompt], device: torch.device
     ) -> None:
-        self.settings, self.prompts, self.device = settings, prompts, device
-        self.sampler = self._load(folder, settings.model if is_lora else str(folder))
-        self.held = None if is_lora else folder
+        self.base, self.settings, self.prompts, self.device = base, settings, prompts, device
+        self.sampler, self.held = self._load(first), first.path
 
-    def _load(self, folder: Path, name: str) -> PlainSampler:
-        return PlainSampler(Sampler(folder, replace(self.settings, model=name), self.device), self.prompts)
+    def _load(self, checkpoint: Checkpoint) -> PlainSampler:
+        settings, source = self.settings, checkpoint.path or self.base
+        if checkpoint.parts and self.base is not None:
+            dtype = getattr(torch, settings.dtype)
+            parts = load_parts(checkpoint, self.base, dtype)
+            source = load_model(self.base, settings.model, dtype=dtype, **parts)
+        elif checkpoint.path is not None:
+            settings = replace(settings, model=str(checkpoint.path))
+        return PlainSampler(Sampler(source, settings, self.device), self.prompts)
 
     def put(self, checkpoint: Checkpoint) -> PlainSampler:
         """The sampler of a checkpoint."""
-        if self.held != checkpoint.path and checkpoint.is_lora:
+        if self.held != checkpoint.path and checkpoint.kind == "LoRA":
             put_lora(self.sampler.sampler.pipe, checkpoint)
-        elif self.held != checkpoint.path and checkpoint.path is not None:
-            self.sampler = self._load(checkpoint.path, str(checkpoint.path))
+        elif self.held != checkpoint.path:
+            self.sampler = self._load(checkpoint)
         self.held = checkpoint.path
         return self.sampler

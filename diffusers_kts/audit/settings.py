@@ -56,8 +56,8 @@ class AuditSettings(ComparisonSettings):
 
     checkpoints: Sequence[Path] = setting(
         (),
-        "Checkpoints of one training, compared in place of the samplers: pipeline folders, or LoRA files or folders on the "
-        "base pipeline of --model. The last number of a name is the training step.",
+        "Checkpoints of one training, compared in place of the samplers: pipeline folders; or, on the pipeline of --model, "
+        "LoRA files or folders, or folders with transformer/ or unet/. The last number of a name is the training step.",
         MODEL,
         identity=False,
         parse=_paths,

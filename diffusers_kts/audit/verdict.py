@@ -110,7 +110,7 @@ def series_verdict(found: Mapping[str, Findings], limit: float, frechet_space: s
                 "chance: draw more samples."
             )
     if BASE in found:
-        sentences.append(f"The base model without LoRA repeats it in {_counted(found[BASE])}.")
+        sentences.append(f"The base model repeats it in {_counted(found[BASE])}.")
     worst = max(trained, key=lambda name: trained[name].f_mem.count)
     if worst != last:
         sentences.append(f"Most is repeated by {worst}: {_counted(trained[worst])}.")

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers import ModelMixin
 from diffusers.utils import logging as diffusers_logging
 from transformers import PreTrainedModel
@@ -31,12 +32,12 @@ def check_weights(folder: Path, **kwargs: Any) -> None:
     index = read_json(folder / "model_index.json", dict)
     options: dict[str, Any] = {name: kwargs[name] for name in ("variant", "use_safetensors") if name in kwargs}
     for name, value in index.items():
-        kind = None if name.startswith("_") or name in kwargs else _model_class(value)
+        kind = None if name.startswith("_") or name in kwargs else model_class(value)
         if kind is not None and "quantization_config" not in read_json(folder / name / "config.json", dict):
-            _check(kind, folder / name, options)
+            check_model(kind, folder / name, **options)
 
 
-def _model_class(value: Any) -> Any:
+def model_class(value: Any) -> Any:
     """The class of a component with weights, which ``model_index.json`` gives as [library, name]; None for another."""
     if not isinstance(value, list) or len(value) != 2 or value[0] not in ("diffusers", "transformers", "diffusers_kts"):
         return None
@@ -44,9 +45,14 @@ def _model_class(value: Any) -> Any:
     return kind if isinstance(kind, type) and issubclass(kind, (ModelMixin, PreTrainedModel)) else None
 
 
-def _check(kind: Any, folder: Path, options: dict[str, Any]) -> None:
+def check_model(kind: Any, folder: Path, **options: Any) -> dict[str, torch.Size]:
+    """Compare the tensors of one model with those of its class; their shapes by name, without reading them.
+
+    Raises:
+        ValueError, OSError: as `check_weights`.
+    """
     with quiet():
-        _, found = kind.from_pretrained(folder, output_loading_info=True, device_map="meta", **options)
+        model, found = kind.from_pretrained(folder, output_loading_info=True, device_map="meta", **options)
     wrong = [
         f"{len(found[f'{key}_keys'])} {key} ({_names(found[f'{key}_keys'])})"
         for key in ("missing", "unexpected", "mismatched")
@@ -54,6 +60,7 @@ def _check(kind: Any, folder: Path, options: dict[str, Any]) -> None:
     ]
     if wrong:
         raise ValueError(f"{folder} has not the tensors of {kind.__name__}: {', '.join(wrong)}; download it again")
+    return {name: tensor.shape for name, tensor in model.state_dict().items()}
 
 
 @contextmanager

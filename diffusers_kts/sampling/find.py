@@ -1,6 +1,7 @@
 """Where a model is, what it is, and the images that it was trained on."""
 
 import hashlib
+from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -99,9 +100,14 @@ def fingerprint(folder: Path) -> str:
     """SHA-256 over the names and contents of ``model_index.json`` and of every file of the components."""
     index = read_json(folder / "model_index.json", dict)
     components = [name for name, value in index.items() if not name.startswith("_") and isinstance(value, list)]
-    files = [folder / "model_index.json", *(path for name in components for path in (folder / name).rglob("*"))]
+    return files_hash(folder, ["model_index.json", *components])
+
+
+def files_hash(folder: Path, names: Iterable[str]) -> str:
+    """SHA-256 over the names and contents of files in a folder, and of all files in its folders of these names."""
+    paths = [path for name in names for path in (folder / name, *(folder / name).rglob("*"))]
     digest = hashlib.sha256()
-    for path in sorted(path for path in files if path.is_file()):
+    for path in sorted(path for path in paths if path.is_file()):
         digest.update(f"{path.relative_to(folder).as_posix()} {file_hash(path)}\n".encode())
     return digest.hexdigest()
 

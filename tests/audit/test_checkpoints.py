@@ -118,6 +118,53 @@ def test_a_lora_of_a_diffusion_model_keeps_its_scheduler(fine_tune, kts, tmp_pat
     assert drawn["base model"][1] == pytest.approx(float((training.images - image).flatten(1).norm(dim=1).min()), abs=0.1)
 
 
+class Malice:
+    def __reduce__(self):
+        return Path.mkdir, (Path("harm"),)
+
+
+def trained(folder, seed):
+    """The transformer of `tiny_sd3` after a training: with other weights."""
+    torch.manual_seed(seed)
+    transformer = tiny_sd3().transformer
+    with torch.no_grad():
+        for weight in transformer.parameters():
+            weight.add_(0.3 * torch.randn_like(weight))
+    transformer.save_pretrained(folder)
+    return transformer
+
+
+def test_a_checkpoint_may_hold_the_transformer_alone(fine_tune, kts, tmp_path):
+    """As accelerate's save_state leaves it: averaged weights come first, pickles are not read, the base is drawn, too."""
+    last = {20: trained(tmp_path / "checkpoint-20" / "transformer", 20)}
+    trained(tmp_path / "checkpoint-40" / "transformer", 1)
+    last[40] = trained(tmp_path / "checkpoint-40" / "transformer_ema", 40)
+    config = tmp_path / "checkpoint-40" / "transformer_ema" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"decay": 0.999, "optimization_step": 40}))  # of an EMAModel
+    for step in last:
+        for name in ("optimizer.bin", "scheduler.bin", "random_states_0.pkl"):
+            torch.save(Malice(), tmp_path / f"checkpoint-{step}" / name)
+    for shared in ("base", "pictures", "prompts.txt"):
+        (tmp_path / shared).symlink_to(fine_tune / shared)
+    code, out, err = kts("audit", *f"{ARGS} --checkpoints checkpoint-40 checkpoint-20 --output out".split())
+    assert code == 0, err
+    rows, report = pd.read_parquet("out/samples.parquet"), json.loads(Path("out/report.json").read_text())
+    assert [*report["checkpoints"]] == ["base model", "step 20", "step 40"] and not Path("harm").exists()
+    assert (
+        report["model"] == "base" and "Averaged weights were drawn from where a checkpoint has them (transformer_ema)" in out
+    )
+    training = TrainingImages.load(Path("pictures"), (3, 32, 32), False)
+    for step, transformer in {0: None, **last}.items():
+        pipe = StableDiffusion3Pipeline.from_pretrained("base", **({"transformer": transformer} if step else {}))
+        image = pipe(
+            "a bear", generator=sample_generators(0, [3]), num_inference_steps=2, height=32, width=32, guidance_scale=1,
+            output_type="pt",
+        ).images  # fmt: skip
+        drawn = rows[(rows["sampler"] == (f"step {step}" if step else "base model")) & (rows["sample"] == 3)]
+        distances = (training.images - image).flatten(1).norm(dim=1)
+        assert drawn["d1"].item() == pytest.approx(float(distances.min()), abs=0.1)
+
+
 @pytest.fixture(scope="module")
 def run_of_pipelines(tmp_path_factory):
     """Two embedded models as checkpoints: the one that generalizes, then the one that memorized."""
@@ -192,13 +239,18 @@ def test_the_fewest_samples_that_can_prove_a_limit(limit):
         ("nowhere-7", "there is no checkpoint at nowhere-7"),
         ("runs/empty-7", "holds neither model_index.json nor a .safetensors file"),
         ("prompts.txt", "prompts.txt is no checkpoint"),
-        ("runs/checkpoint-90 base-5", "is a LoRA, base-5 a pipeline"),
+        ("runs/checkpoint-90 base-5", "base-5 is a pipeline, runs/checkpoint-90/pytorch_lora_weights.safetensors a LoRA"),
         ("base-5 grey-6", "base-5 is a StableDiffusion3Pipeline, grey-6 a ClassConditionalFlowPipeline"),
         ("runs/checkpoint-90 other-90", "are both of step 90"),
         ("base", "holds no training step"),
         ("runs/checkpoint-90 foreign-3", "foreign-3/lora.safetensors is no LoRA of this pipeline"),
         ("runs/checkpoint-90 cut-4.safetensors", "cut-4.safetensors is no LoRA of this pipeline"),
         ("broken-8", "checkpoint broken-8 cannot be loaded"),
+        ("broken-8/transformer", "is a part of a checkpoint; give the folder around it"),
+        ("parts-1", "parts-1/controlnet is no part of the pipeline base"),
+        ("parts-2", "parts-2/transformer holds no .safetensors file; save it again, pickled weights are not loaded"),
+        ("parts-3", "parts-3/transformer is another model than the transformer of base"),
+        ("parts-4", "checkpoint parts-4/transformer cannot be loaded"),
         ("runs/checkpoint-90 --limit 0.05", "draw at least 72"),
         ("runs/checkpoint-90 --limit 1", "limit is 1.0"),
         ("runs/checkpoint-90 --model memorizing --prompts class.txt --height 28 --width 28", "takes no height"),
@@ -222,6 +274,13 @@ def test_unsuitable_checkpoints_end_with_one_sentence_before_any_work(fine_tune,
     (tmp_path / "cut-4.safetensors").write_bytes(whole[:200])
     shutil.copytree(fine_tune / "base", tmp_path / "broken-8")
     (tmp_path / "broken-8" / "transformer" / "diffusion_pytorch_model.safetensors").write_bytes(b"")
+    config = tmp_path / "broken-8" / "transformer" / "config.json"
+    for number, part in enumerate(("controlnet", "transformer", "transformer", "transformer"), 1):
+        shutil.copytree(config.parent, tmp_path / f"parts-{number}" / part)
+    (tmp_path / "parts-2" / "transformer" / "diffusion_pytorch_model.safetensors").rename(tmp_path / "pickled.bin")
+    larger = json.loads(config.read_text())
+    larger["num_layers"] += 1
+    tiny_sd3().transformer.from_config(larger).save_pretrained(tmp_path / "parts-3" / "transformer")
     (tmp_path / "class.txt").write_text("Bag")
     given, *more = checkpoints.split(" --")
     if "out/" in checkpoints:
