@@ -103,6 +103,9 @@ def _lora_file(path: Path) -> Path:
         raise ValueError(f"{path} is a part of a checkpoint; give the folder around it, {path.absolute().parent}.")
     files = sorted(file for file in path.glob("*.safetensors"))
     if len(files) != 1 and (path / LORA) not in files:
+        if within := sorted(entry.name for entry in path.iterdir() if entry.is_dir() and entry.name[-1:].isdigit()):
+            pattern = path / re.sub(r"\d+$", "*", within[0])
+            raise ValueError(f"{path} is no checkpoint, but holds {within[0]}; give those in it, --checkpoints {pattern}.")
         held = f"{len(files)} .safetensors files" if files else "neither model_index.json nor a .safetensors file"
         raise ValueError(f"the folder {path} holds {held}; give {KINDS}.")
     return path / LORA if (path / LORA) in files else files[0]

@@ -9,6 +9,7 @@ import torch
 
 from ..features.choice import feature_space
 from ..features.feature_space import FeatureSpace
+from ..images.folders import check_formats
 from ..images.training_images import load_images
 from ..sampling.find import find_images
 from .copies import CopyMeasures
@@ -82,6 +83,8 @@ class Ground:
             )
         if copies := len(self.training.images) - len(self.training.distinct):
             notes.append(f"{copies} training images are copies of others and were left out, so that d2 is to another image.")
+        if self.training.resize != "none":
+            notes.append(f"Training images were {self.training.resize}. Copies may be missed if the training saw other parts.")
         if self.copies.equal:
             notes.append(
                 f"{self.copies.equal} reference images equal a training image. They are left out where real images "
@@ -99,11 +102,13 @@ def image_paths(settings: AuditSettings, folder: Path) -> Path:
     """Where the training images are; the reference is looked for, too.
 
     Raises:
-        ValueError: nowhere, or in the output folder.
+        ValueError: nowhere, in the output folder, or in part of a format that is not read.
     """
     if settings.reference is not None:
-        find_images(folder, settings.reference, "--reference", settings.output)
-    return find_images(folder, settings.training_images, "--training-images", settings.output)
+        check_formats(find_images(folder, settings.reference, "--reference", settings.output))
+    training = find_images(folder, settings.training_images, "--training-images", settings.output)
+    check_formats(training)
+    return training
 
 
 def about(sampler: PlainSampler, device: torch.device) -> dict[str, str]:

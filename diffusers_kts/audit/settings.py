@@ -70,7 +70,7 @@ class AuditSettings(ComparisonSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.checkpoints and not 0 < self.limit < 1:
+        if not 0 < self.limit < 1:
             raise ValueError(f"limit is {self.limit}; give a share between 0 and 1, such as 0.05.")
         if self.checkpoints and self.num_samples < (needed := fewest_samples(self.limit)):
             raise ValueError(

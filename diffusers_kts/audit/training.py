@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..images.training_images import image_names, load_images
+from ..images.training_images import described, load_images
 from ..memorization.fraction import Memorization, memorized
 from ..memorization.neighbors import equal_images, nearest_neighbors
 
@@ -24,6 +24,7 @@ class TrainingImages:
     Attributes:
         images: (n, C, H, W) in [0, 1].
         names: of each.
+        resize: what was done to bring them to this size.
         sha256: of the pixels.
         distinct: (m,) which of them equal no earlier one.
         equal: groups of indices of images that are equal in every pixel.
@@ -33,6 +34,7 @@ class TrainingImages:
 
     images: torch.Tensor
     names: list[str]
+    resize: str
     sha256: str
     distinct: torch.Tensor
     equal: list[list[int]]
@@ -48,7 +50,8 @@ class TrainingImages:
         groups = equal_images(images)
         distinct = torch.tensor([group[0] for group in groups])
         equal = [group for group in groups if len(group) > 1]
-        return cls(images, image_names(path), pixels_hash(images), distinct, equal, _close(images, distinct))
+        names, done = described(path, shape)
+        return cls(images, names, done, pixels_hash(images), distinct, equal, _close(images, distinct))
 
     def summary(self) -> dict[str, Any]:
         """For ``report.json``."""

@@ -1,6 +1,7 @@
 """Feature spaces by name."""
 
 import math
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -75,9 +76,12 @@ def _file(path: Path, device: torch.device) -> Callable[[torch.Tensor], torch.Te
             f"there is no feature network {str(path)!r}; give inception, {CHOICE}, pixels, auto, module:function, or a "
             "TorchScript or .pt2 file."
         )
+    remedy = "give a file of torch.jit.save, or a .pt2 of torch.export.save; weights alone are no network"
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"feature network {path} cannot be loaded, as it is neither TorchScript nor .pt2; {remedy}.")
     try:
         if path.suffix == ".pt2":
             return torch.export.load(path).module().to(device)
         return torch.jit.load(str(path), map_location=device).eval()
     except Exception as error:  # of whatever a file that is something else makes torch raise
-        raise ValueError(f"feature network {path} cannot be loaded ({brief(error)}).") from error
+        raise ValueError(f"feature network {path} cannot be loaded ({brief(error)}); {remedy}.") from error

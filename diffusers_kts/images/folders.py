@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import brief
 from ..files import parse_json
 from .arrays import ImageArray
-from .pictures import SUFFIXES, Picture
+from .pictures import OTHER_SUFFIXES, SUFFIXES, Picture
 
 METADATA = "metadata.jsonl"
 READ_AT_A_TIME = 64
@@ -45,10 +45,23 @@ def picture_files(folder: Path) -> list[Path]:
 
     Hidden files and folders (`.ipynb_checkpoints`, macOS's `._*`) are left out.
     """
+    return _files(folder, SUFFIXES)
+
+
+def check_formats(folder: Path) -> None:
+    """Raises ValueError for pictures in ``folder`` that `folder_reader` would leave out, as it reads no such format."""
+    if not (folder / METADATA).is_file() and (left_out := _files(folder, OTHER_SUFFIXES)):
+        raise ValueError(
+            f"{len(left_out)} pictures in {folder} are of a format that is not read, such as {left_out[0].name}; save them as "
+            ".png, or take them out."
+        )
+
+
+def _files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
     found = []
     for place, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(place, name) for name in files if name.lower().endswith(SUFFIXES) and not name.startswith(".")]
+        found += [Path(place, name) for name in files if name.lower().endswith(suffixes) and not name.startswith(".")]
     return sorted(found, key=os.path.realpath)
 
 

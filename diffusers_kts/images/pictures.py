@@ -9,6 +9,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+OTHER_SUFFIXES = (".gif", ".avif", ".heic", ".heif", ".jfif", ".jp2", ".jxl", ".tga", ".ppm", ".pgm", ".psd")  # not read
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")  # Pillow's others may start another program, as PostScript does
 GREY = ("1", "L", "LA")
 SIXTEEN_BITS = "I;16"  # with the order of its bytes after it
@@ -29,7 +30,10 @@ class Picture(NamedTuple):
         """
         if isinstance(self.data, np.ndarray):
             return Image.fromarray(self.data)
-        return Image.open(io.BytesIO(self.data) if isinstance(self.data, bytes) else self.data, formats=FORMATS)
+        try:
+            return Image.open(io.BytesIO(self.data) if isinstance(self.data, bytes) else self.data, formats=FORMATS)
+        except Image.DecompressionBombError as error:
+            raise ValueError(f"it has more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels; make it smaller") from error
 
 
 def is_grey(opened: Image.Image) -> bool:

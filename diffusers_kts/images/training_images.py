@@ -37,11 +37,11 @@ def load_images(path: Path, shape: tuple[int, int, int], resize: bool = False) -
     return tensor
 
 
-def image_names(path: Path) -> list[str]:
-    """The names of the images that `load_images` reads, in its order: a file's name with the number, or those of pictures."""
-    return (
-        open_images(path, 1).names if path.is_dir() else [f"{path.name}[{i}]" for i in range(ImageArray.open(path).shape[0])]
-    )
+def described(path: Path, shape: tuple[int, int, int]) -> tuple[list[str], str]:
+    """The names of the images that `load_images` reads, in its order: a file's name with the number, or those of pictures; and
+    what is done to the size of pictures."""
+    found = open_images(path, shape[1:], shape[0])
+    return found.names, found.resize
 
 
 def resized(images: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:

@@ -176,6 +176,7 @@ def test_a_text_pipeline_against_a_folder_of_pictures(tmp_path, kts):
     assert rows["subject"].iloc[:3].tolist() == ["a fox", "a bear", "a fox"]
     assert (report["training_images"]["count"], report["training_images"]["distinct"]) == (9, 9)
     assert report["audit"]["settings"]["image_size"] == 8
+    assert any("Training images were cropped to the middle and scaled to 8x8" in note for note in report["notes"])
 
 
 def contents(folder):
@@ -299,7 +300,10 @@ def test_overwrite_throws_an_audit_away_and_nothing_else(tmp_path):
         (["--reference", "few.npy"], "3 reference images"),
         (["--training-images", "same.npy"], "1 are distinct"),
         (["--features", "no_such_module:f"], "cannot be loaded"),
-        (["--features", "file"], "cannot be loaded"),
+        (["--features", "file"], "neither TorchScript nor .pt2; give a file of torch.jit.save"),
+        (["--features", "state.pt"], "weights alone are no network"),
+        (["--limit", "5"], "limit is 5.0; give a share between 0 and 1"),
+        (["--training-images", "animated"], "1 pictures in animated are of a format that is not read, such as b.gif"),
         (["--features", "inception"], "torch-fidelity"),
         (["--features", "math:sqrt"], "fails on"),
         (["--output", "file"], "is a file"),
@@ -310,6 +314,9 @@ def test_bad_input_ends_with_one_sentence_and_code_2(kts, tmp_path, args, words)
     (tmp_path / "file").write_text("some text")
     (tmp_path / "class.txt").write_text("no class")
     (tmp_path / "pictures").mkdir()
+    (tmp_path / "animated").mkdir()
+    (tmp_path / "animated" / "b.gif").touch()
+    torch.save({}, tmp_path / "state.pt")
     for name, shape in (("small", (5, 14, 14)), ("few", (3, 28, 28)), ("same", (5, 28, 28))):
         np.save(tmp_path / f"{name}.npy", np.zeros(shape, np.uint8))
     if "sd3" in args:

@@ -239,6 +239,7 @@ def test_the_fewest_samples_that_can_prove_a_limit(limit):
         ("nowhere-7", "there is no checkpoint at nowhere-7"),
         ("runs/empty-7", "holds neither model_index.json nor a .safetensors file"),
         ("prompts.txt", "prompts.txt is no checkpoint"),
+        ("runs", "runs is no checkpoint, but holds checkpoint-1000; give those in it, --checkpoints runs/checkpoint-*."),
         ("runs/checkpoint-90 base-5", "base-5 is a pipeline, runs/checkpoint-90/pytorch_lora_weights.safetensors a LoRA"),
         ("base-5 grey-6", "base-5 is a StableDiffusion3Pipeline, grey-6 a ClassConditionalFlowPipeline"),
         ("runs/checkpoint-90 other-90", "are both of step 90"),
