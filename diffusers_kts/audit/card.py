@@ -23,7 +23,7 @@ def read_card(path: Path) -> ModelCard:
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent} does not exist; make that folder first, or give another --card.")
     if not path.exists():
-        return ModelCard("")
+        return ModelCard("---\n{}\n---\n")  # of an empty text, huggingface_hub warns
     try:
         card = ModelCard(path.read_bytes().decode())
     except Exception as error:  # whatever a foreign file makes yaml or huggingface_hub raise

@@ -77,7 +77,6 @@ def same_reference(report: Mapping[str, Any]) -> bool:
 
 def findings_row(name: str, findings: Findings) -> dict[str, Any]:
     f, change = findings.f_mem, findings.against_plain
-    low, high = findings.bootstrap
     displacement = findings.net_displacement
     return {
         "heading": findings.heading,
@@ -85,7 +84,6 @@ def findings_row(name: str, findings: Findings) -> dict[str, Any]:
         "calls": findings.network_calls or UNKNOWN,
         "displacement": UNKNOWN if displacement is None else f"{displacement:.4f}",
         "f_mem": f.in_words,
-        "bootstrap": f"{100 * low:.1f}–{100 * high:.1f}",
         "change": f"{100 * change.difference:+.1f} ({100 * change.low:+.1f} to {100 * change.high:+.1f})"
         if change
         else UNKNOWN,
@@ -169,8 +167,8 @@ def duplicates_section(training: TrainingImages) -> Markup:
 
 def copies_section(findings: Findings, by: str) -> Markup:
     """Copies by every measure, next to what real images give."""
-    rows = copy_rows(findings.copies or {})
-    return Markup(render(COPIES, rows=rows, by=by, false_alarms=FALSE_ALARMS, nearest=NEAREST, alpha=ALPHA))
+    values = {"threshold": f"{findings.memorization.threshold:.3g}", "false_alarms": FALSE_ALARMS, "nearest": NEAREST}
+    return Markup(render(COPIES, rows=copy_rows(findings.copies or {}), by=by, alpha=ALPHA, **values))
 
 
 def reproduced_section(
