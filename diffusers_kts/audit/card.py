@@ -100,5 +100,5 @@ def _published(copies: Mapping[str, Any]) -> str:
     said = []
     for name, measured in (("AuthPct", copies["authpct"]), ("Calibrated L2 below 1", copies["calibrated_l2"])):
         real = f", of held-out real images {in_words(measured['real'])}" if measured["real"] else ""
-        said.append(f"{name}: {in_words(measured['samples'])}{real}.")
+        said.append(f"{name}, in pixels: {in_words(measured['samples'])}{real}.")
     return " ".join(said)

@@ -51,7 +51,9 @@ def test_a_card_keeps_what_is_not_ours_and_is_written_twice_as_once(tmp_path):
     assert values == {("coco", "fid"): 12.5, ("training-images", "f_mem"): 0.25, ("training-images", "frechet_distance"): 9.5}
     assert read.text.count(BEGIN) == 1 and read.text.index("Before.") < read.text.index(BEGIN)
     assert read.text.index(END) < read.text.index("After.")
-    assert "AuthPct: 60.0 % (95 %: 49.7 to 69.7). Calibrated L2 below 1: at most 70 % (95 %), of held-out real" in read.text
+    assert (
+        "AuthPct, in pixels: 60.0 % (95 %: 49.7 to 69.7). Calibrated L2 below 1, in pixels: at most 70 % (95 %)" in read.text
+    )
     for named in ("at most 3.6 % (95 %)", "a" * 64, "b" * 64, "seed 3", "torch 2.13.0", "on cpu", "50 steps"):
         assert named in read.text
 
