@@ -34,7 +34,7 @@ from .settings import EvaluateSettings
 
 REPORT, SAMPLES = "evaluation.json", "samples.parquet"
 GROUPS = ("low", "middle", "high")  # thirds of the path energy
-SCORES = ("clip_score", "score", "support_knn", "support_kde")
+SCORES = ("clip_score", "clip_margin", "score", "support_knn", "support_kde")
 PACKAGES = ("torch", "torch-fidelity", "transformers", "pillow")
 
 
@@ -43,8 +43,8 @@ class Evaluation:
     """What was found.
 
     Attributes:
-        metrics (`dict[str, Measured]`): "precision-recall" gives "precision" and "recall", "fd" also "fd-precision" and
-            "fd-recall".
+        metrics (`dict[str, Measured]`): "clip-score" also gives "clip-margin" where prompts differ, "precision-recall" gives
+            "precision" and "recall", "fd" also "fd-precision" and "fd-recall".
         correlations (`dict[str, Correlation]`): Spearman's, of path energy with each score of a sample.
         excess_correlations (`dict[str, Correlation]`): likewise, of `KPETrace.excess`, where it is known.
         samples (`dict[str, list]`): a row per sample: name, what it was asked to be, energies, scores.
@@ -160,6 +160,8 @@ def _rows(inputs: Inputs, seen: Seen) -> dict[str, list[Any]]:
     columns |= {name: [row.get(name) for row in rows] for name in KEPT if any(name in row for row in rows)}
     if seen.clip_score is not None:
         columns["clip_score"] = seen.clip_score.tolist()
+    if seen.clip_margin is not None:
+        columns["clip_margin"] = seen.clip_margin.tolist()
     if seen.score is not None:
         columns["score"] = seen.score.tolist()
     if (memory := seen.memorization) is not None:

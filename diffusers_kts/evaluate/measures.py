@@ -11,6 +11,7 @@ import torch
 
 from ..errors import brief
 from ..features import inception as fidelity
+from ..features.clip_score import clip_scores
 from ..features.frechet import FeatureStatistics, frechet_distance, precision_recall
 from ..memorization.fraction import THRESHOLD, Memorization, bootstrap_interval
 from ..memorization.neighbors import nearest_neighbors
@@ -60,11 +61,12 @@ class Real:
 
 @dataclass
 class Seen:
-    """What is known of the samples: features (n, d) by space, and, where asked for, CLIP scores and those of the user's judge,
-    each (n,), neighbors, and the support among the training images, by the name of its column."""
+    """What is known of the samples: features (n, d) by space, and, where asked for, CLIP scores, their margins and scores of
+    the user's judge, each (n,), neighbors, and the support among the training images, by the name of its column."""
 
     features: dict[str, torch.Tensor]
     clip_score: torch.Tensor | None = None
+    clip_margin: torch.Tensor | None = None
     score: torch.Tensor | None = None
     memorization: Memorization | None = None
     support: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -104,14 +106,17 @@ def look_at_samples(inputs: Inputs, plan: Plan, device: torch.device, batch_size
     training = inputs.training[inputs.distinct].to(device) if inputs.training is not None and "f-mem" in plan.metrics else None
     parts: dict[str, list[torch.Tensor]] = {name: [] for name in plan.spaces}
     support = Support(training) if training is not None and len(training) > NEIGHBOR else None
-    clip_scores, scores, distances, indices, kernels, prompts = [], [], [], [], [], iter(inputs.prompts)
+    prompts, texts = iter(inputs.prompts), list(dict.fromkeys(inputs.prompts))
+    number = {text: i for i, text in enumerate(texts)}
+    read = None if plan.clip is None else plan.clip.read(texts)
+    clip, scores, distances, indices, kernels = [], [], [], [], []
     for batch in inputs.samples.batches(batch_size):
         images = batch.float() / 255
         for name, space in plan.spaces.items():
             parts[name].append(space(images))
         asked = list(islice(prompts, len(images)))
-        if plan.clip is not None:
-            clip_scores.append(plan.clip(images, asked))
+        if plan.clip is not None and read is not None:
+            clip.append(clip_scores(plan.clip.see(images), read, torch.tensor([number[text] for text in asked])))
         if plan.scorer is not None:
             scores.append(_judged(*plan.scorer, images.to(device), asked))
         if training is not None:
@@ -122,8 +127,9 @@ def look_at_samples(inputs: Inputs, plan: Plan, device: torch.device, batch_size
                 kernels.append(support.kde(images.to(device)).cpu())
         advance(len(batch))
     seen = Seen({name: torch.cat(found) for name, found in parts.items()})
-    if clip_scores:
-        seen.clip_score = torch.cat(clip_scores)
+    if clip:
+        seen.clip_score, margins = (torch.cat(parts) for parts in zip(*clip, strict=True))
+        seen.clip_margin = margins if len(texts) > 1 else None
     if scores:
         seen.score = torch.cat(scores)
     if inputs.training is not None and training is not None:
@@ -135,13 +141,13 @@ def look_at_samples(inputs: Inputs, plan: Plan, device: torch.device, batch_size
 
 
 def measure(inputs: Inputs, plan: Plan, seen: Seen, real: Real) -> dict[str, Measured]:
-    """All numbers that are planned; "precision-recall" and "fd" give two and three."""
+    """All numbers that are planned; "clip-score" and "precision-recall" give two, "fd" three."""
     found: dict[str, Measured] = {}
     for name in plan.metrics:
         if name in SPACE:
             found |= _of_features(name, inputs, plan, seen, real)
         elif name == "clip-score":
-            found[name] = _clip_score(plan, seen)
+            found |= _clip_score(plan, seen)
         elif name == "score":
             found[name] = _score(plan, seen)
         elif name == "f-mem":
@@ -187,12 +193,16 @@ def _of_features(name: str, inputs: Inputs, plan: Plan, seen: Seen, real: Real) 
     return found
 
 
-def _clip_score(plan: Plan, seen: Seen) -> Measured:
-    scores, clip = seen.clip_score, plan.clip
-    assert scores is not None and clip is not None
-    low, high = bootstrap_interval(scores)
-    measured = partial(Measured, extractor=clip.name, sha256=clip.sha256, resize=clip.resize)
-    return measured(float(scores.double().mean()), "100 cos, higher is better", len(scores), low, high)
+def _clip_score(plan: Plan, seen: Seen) -> dict[str, Measured]:
+    assert plan.clip is not None
+    measured = partial(Measured, extractor=plan.clip.name, sha256=plan.clip.sha256, resize=plan.clip.resize)
+    units = {"clip-score": "100 cos, higher is better", "clip-margin": "100 cos, less that of the nearest other prompt"}
+    columns = dict(zip(units, (seen.clip_score, seen.clip_margin), strict=True))
+    return {
+        name: measured(float(column.double().mean()), units[name], len(column), *bootstrap_interval(column))
+        for name, column in columns.items()
+        if column is not None
+    }
 
 
 def _judged(name: str, scorer: Callable[..., Any], images: torch.Tensor, prompts: list[str]) -> torch.Tensor:

@@ -162,7 +162,7 @@ def test_clip_score_and_dinov2_are_those_of_transformers(drawn, real, checkpoint
     with torch.no_grad():
         inputs = {name: torch.tensor(values) for name, values in text.items()}
         seen = processor(pictures, return_tensors="pt")["pixel_values"]
-        logits = model(**inputs, pixel_values=seen).logits_per_image.diagonal() / model.logit_scale.exp()
+        cosines = model(**inputs, pixel_values=seen).logits_per_image / model.logit_scale.exp()
         own = BitImageProcessorPil.from_pretrained(checkpoints / "dinov2")
         vision = Dinov2Model.from_pretrained(checkpoints / "dinov2").eval()
         sets = [images_of(drawn), load_images(real, (1, 28, 28))]
@@ -171,7 +171,12 @@ def test_clip_score_and_dinov2_are_those_of_transformers(drawn, real, checkpoint
             as_pictures = [Image.fromarray(image).convert("RGB") for image in (images[:, 0] * 255).round().byte().numpy()]
             given = own(as_pictures, return_tensors="pt")["pixel_values"]
             features.append(vision(given).last_hidden_state[:, 0])
-    expected = 100 * logits.clamp(min=0)
+    expected = 100 * cosines.diagonal().clamp(min=0)
+    classes = np.array([row["class_name"] for row in rows_of(drawn)])
+    others = np.where(classes[:, None] == classes, -np.inf, cosines).max(1)
+    assert len(set(classes)) > 1
+    assert found.samples["clip_margin"] == pytest.approx(100 * (cosines.diagonal().numpy() - others), abs=1e-4)
+    assert found.metrics["clip-margin"].value == pytest.approx(np.mean(found.samples["clip_margin"]), abs=1e-6)
     assert expected.max() > 0 and found.samples["clip_score"] == pytest.approx(expected.tolist(), abs=1e-4)
     assert found.metrics["clip-score"].value == pytest.approx(float(expected.mean()), abs=1e-4)
     assert found.metrics["fd-dinov2"].value == pytest.approx(frechet_distance(*features), rel=1e-4)
@@ -199,6 +204,8 @@ def test_prompts_are_those_of_the_metadata(checkpoints, tmp_path):
     found = score(prompts)
     assert found.samples["name"][0] == "4.png" and found.samples["prompt"] == prompts and not found.correlations
     assert len(set(found.samples["clip_score"])) > 1
+    found = score(["x"] * 5)
+    assert "clip_margin" not in found.samples and "clip-margin" not in found.metrics
 
 
 def test_reference_files_of_other_programs(inputs, tmp_path):
