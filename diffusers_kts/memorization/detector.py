@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 FORMAT = "diffusers-kts/detector"
 VERSION = "2"
-NUM_TIMES = 32  # flow times at which the record is read, from 0 to the end
+NUM_TIMES = 64  # flow times at which the record is read, from 0 to the end, when a detector is fitted
 FEWEST_STEPS = 3  # evaluations that a part of the record must have
 SAME_TIME = 1e-5
 TENSORS = ("ends", "weights", "bias", "times")
@@ -56,10 +56,15 @@ class MemorizationDetector:
     def __post_init__(self) -> None:
         shapes = [tensor.shape for tensor in (self.ends, self.bias, self.weights)]
         heads = self.ends.shape[0] if self.ends.ndim == 1 else 0
-        if not heads or shapes != [(heads,), (heads,), (heads, 2 * NUM_TIMES)] or self.times.ndim != 1:
+        if not heads or not self.num_times or shapes != [(heads,), (heads,), (heads, 2 * self.num_times)] or self.times.ndim != 1:
             raise ValueError(f"its tensors do not belong together (ends, bias, weights: {', '.join(map(str, shapes))})")
         if not all(getattr(self, name).isfinite().all() for name in TENSORS):
             raise ValueError("it holds numbers that are not finite")
+
+    @property
+    def num_times(self) -> int:
+        """G, at how many flow times it reads the record."""
+        return self.weights.shape[1] // 2 if self.weights.ndim == 2 else 0
 
     def probability(self, trace: "KPETrace", end: float = 1.0, **about: Any) -> torch.Tensor:
         """(B,) probability of each sample; NaN where its velocity was not finite.
@@ -94,7 +99,7 @@ class MemorizationDetector:
             raise ValueError(
                 f"the detector reads the record up to t = {known}, not {end:g}; choose one of them, or fit another."
             )
-        matrix, offset = design(self.times, self.about["d"], end)
+        matrix, offset = design(self.times, self.about["d"], end, self.num_times)
         weights = self.weights[head].double()
         return (weights @ matrix).reshape(-1, 2), float(self.bias[head].double() + weights @ offset)
 
@@ -183,10 +188,10 @@ def probability(power: torch.Tensor, turn: torch.Tensor, weights: torch.Tensor, 
     return torch.where(logit.isfinite(), logit.sigmoid(), torch.nan)
 
 
-def design(times: torch.Tensor, d: int, end: float) -> tuple[torch.Tensor, torch.Tensor]:
+def design(times: torch.Tensor, d: int, end: float, num_times: int = NUM_TIMES) -> tuple[torch.Tensor, torch.Tensor]:
     """The features as a linear function of `observed`, flat: a (2 G, 2 n) matrix and a (2 G,) offset.
 
-    Features are log speed and log rate of turning per dimension at `NUM_TIMES` times from 0 to ``end``, linear between
+    Features are log speed and log rate of turning per dimension at ``num_times`` times from 0 to ``end``, linear between
     evaluations, where the rate stands between two of them, and constant outside. Only the n evaluations up to ``end`` are
     read.
 
@@ -198,14 +203,14 @@ def design(times: torch.Tensor, d: int, end: float) -> tuple[torch.Tensor, torch
     n = len(t)
     if n < FEWEST_STEPS:
         raise ValueError(f"the schedule has {n} steps up to t = {end:g}; a detector needs at least {FEWEST_STEPS} there.")
-    at = torch.linspace(0, end, NUM_TIMES, dtype=torch.float64)
+    at = torch.linspace(0, end, num_times, dtype=torch.float64)
     speed, rate = _interpolation(at, t), _interpolation(at, (t[1:] + t[:-1]) / 2)
-    matrix = torch.zeros(2, NUM_TIMES, n, 2, dtype=torch.float64)
+    matrix = torch.zeros(2, num_times, n, 2, dtype=torch.float64)
     matrix[0, :, :, 0], matrix[1, :, 1:, 1] = speed, rate
     dt = t.diff().clamp(min=torch.finfo(torch.float32).tiny)
     log_d = torch.tensor(float(d), dtype=torch.float64).log() / 2
-    offset = -log_d - torch.stack([torch.zeros(NUM_TIMES, dtype=torch.float64), rate @ dt.log()])
-    return matrix.reshape(2 * NUM_TIMES, 2 * n), offset.flatten()
+    offset = -log_d - torch.stack([torch.zeros(num_times, dtype=torch.float64), rate @ dt.log()])
+    return matrix.reshape(2 * num_times, 2 * n), offset.flatten()
 
 
 def _interpolation(at: torch.Tensor, t: torch.Tensor) -> torch.Tensor:

@@ -78,6 +78,16 @@ def test_saved_and_loaded_it_says_the_same(fitted, hits, tmp_path):
     assert loaded.scores == fitted.scores and loaded.about == fitted.about
 
 
+def test_the_grid_of_times_is_that_of_its_weights(fitted, hits):
+    """Weights of 1 on the speed at the first and the last of two times, 0 and 1: the logit is their log per dimension."""
+    numbers = fitted.to_dict() | {"ends": [1.0], "bias": [0.5], "weights": [[1.0, 1.0, 0.0, 0.0]]}
+    found, trace = MemorizationDetector.from_dict(numbers), record(hits)
+    logit = 0.5 + (trace.power[:, [0, -1]].double() / 50).log().sum(1) / 2
+    torch.testing.assert_close(found.probability(trace, model="abc", guidance_scale=1.0), logit.sigmoid())
+    with pytest.raises(ValueError, match="do not belong together"):
+        MemorizationDetector.from_dict(numbers | {"weights": [[1.0, 1.0, 0.0]]})
+
+
 @given(cut=st.integers(0, 2000), flip=st.integers(0, 2000))
 def test_a_damaged_file_is_named(fitted, tmp_path_factory, cut, flip):
     path = tmp_path_factory.mktemp("damaged") / "detector.safetensors"
