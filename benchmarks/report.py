@@ -15,6 +15,7 @@ import torch
 HERE = Path(__file__).parent
 TITLES = {
     "paper_tables": "The paper's tables on Fashion-MNIST",
+    "trainings": "The paper's claims on other trainings",
     "along_training": "Memorization along training",
     "frontier": "Quality against memorization: KTS, touchdown, fewer steps",
     "memorization_score": "A memorization score from the trajectory alone",

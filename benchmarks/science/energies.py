@@ -16,9 +16,10 @@ GROUPS = 3
 
 @dataclass
 class Energies:
-    """Correlations of energies with density, by kind and space of the density; mean class score by group of energy."""
+    """Energies (B,) of samples by name; their correlations with density, by kind and space of the density; mean class score by
+    group of energy."""
 
-    count: int
+    of_samples: dict[str, torch.Tensor]
     density: dict[str, dict[str, Test]]
     score_by_group: dict[str, list[float]]
     score: dict[str, Test]
@@ -51,7 +52,11 @@ class Energies:
                 group[classes == label] = groups(energies[energy][classes == label])
             by_group[energy] = [score[group == g].mean().item() for g in range(GROUPS)]
             tests[energy] = rank_correlation(f"class score: {energy}", energies[energy], score, classes)
-        return cls(len(classes), found, by_group, tests)
+        return cls(energies, found, by_group, tests)
+
+    @property
+    def count(self) -> int:
+        return len(self.of_samples["path energy"])
 
     def tests(self) -> list[Test]:
         return [test for tests in self.density.values() for test in tests.values()] + list(self.score.values())

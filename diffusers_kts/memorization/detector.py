@@ -56,7 +56,12 @@ class MemorizationDetector:
     def __post_init__(self) -> None:
         shapes = [tensor.shape for tensor in (self.ends, self.bias, self.weights)]
         heads = self.ends.shape[0] if self.ends.ndim == 1 else 0
-        if not heads or not self.num_times or shapes != [(heads,), (heads,), (heads, 2 * self.num_times)] or self.times.ndim != 1:
+        if (
+            not heads
+            or not self.num_times
+            or shapes != [(heads,), (heads,), (heads, 2 * self.num_times)]
+            or self.times.ndim != 1
+        ):
             raise ValueError(f"its tensors do not belong together (ends, bias, weights: {', '.join(map(str, shapes))})")
         if not all(getattr(self, name).isfinite().all() for name in TENSORS):
             raise ValueError("it holds numbers that are not finite")

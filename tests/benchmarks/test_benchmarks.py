@@ -17,7 +17,7 @@ from diffusers_kts.memorization.controls import net_displacement
 
 SLICE = Path(__file__).parents[1] / "data" / "fashion_mnist_slice.npz"
 SCIENCE = ("fashion_mnist", "laboratory", "judge", "paper_tables", "frontier", "memorization_score", "tuning", "adaptive")
-ALSO = ("acting", "recoding", "significance", "controlled", "energies", "along_training")
+ALSO = ("acting", "recoding", "significance", "controlled", "energies", "along_training", "trainings")
 SCRIPTS = (
     "report",
     "cost.step_cost",
@@ -166,6 +166,21 @@ def test_the_papers_tables_say_which_claim_agrees(bench, monkeypatch, tmp_path, 
     assert "agrees" in claims["KPE falls with density (kNN, pixels)"]  # of its excess
     assert claims["KTS 0.02 / 0 changes F_mem"] == "undecided"
     assert "Not run" not in (tmp_path / "results" / "paper_tables.md").read_text()
+
+
+def test_claims_are_asked_of_every_training(bench, monkeypatch, tmp_path, cache):
+    monkeypatch.setattr(bench.trainings, "STEPS", 10)
+    models = run(bench.trainings, monkeypatch, tmp_path, cache, "--num-samples", 40, "--models", "memorizing", "generalizing")
+    memorizing, generalizing = models["models"].values()
+    assert set(memorizing["auc_memorized"]) == {"path energy", "displacement", "excess"} and not generalizing["auc_memorized"]
+    of_both = {claim for claim, *_ in generalizing["claims"]}
+    assert of_both < {claim for claim, *_ in memorizing["claims"]} and not any("F_mem" in claim for claim in of_both)
+    page = (tmp_path / "results" / "trainings.md").read_text()
+    assert page.count("KPE falls with density") == 4 and "| KTS 0 / 0.02 changes F_mem | -17.98 points |" in page
+    together = bench.trainings.together
+    assert together(["agrees, in size too", "holds"]) == "holds on all" and together([]) == "not asked"
+    assert together(["disagrees; agrees after removing displacement", "does not hold"]) == "fails on all"
+    assert together(["agrees", "undecided"]) == "mixed" and together(["undecided"]) == "undecided"
 
 
 def test_a_model_along_its_training(bench, monkeypatch, tmp_path, cache):
