@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from sklearn.metrics import roc_auc_score
 
 from benchmarks.report import environment, parser, table, write_page
 from benchmarks.science.fashion_mnist import Classifier, load_data
 from benchmarks.science.frontier import Point, lowest
 from benchmarks.science.judge import CELLS, Judge
 from benchmarks.science.laboratory import NUM_CLASSES, Draw, Laboratory, Sampler, integrate, load_model
-from benchmarks.science.memorization_score import auc
 from diffusers_kts import KTSAdaptiveFlowMatchScheduler
 from diffusers_kts.features.frechet import frechet_distance
 from diffusers_kts.flow_coordinates import ON_GRID
@@ -158,7 +158,7 @@ def told_by(laboratory: Laboratory, plain: Sampler, seeds: list[int]) -> list[di
         i = int((trace.t[:-1] < t - ON_GRID).sum())
         early, late = trace.estimate_change(0, t / 2), trace.estimate_change(t / 2, t)
         scores = {"turning": trace.turning[:, i], "energy": trace.power[:, :i].sum(1), "settling": (early / late).log()}
-        rows.append({"t": t} | {name: auc(score.double().numpy(), hits) for name, score in scores.items()})
+        rows.append({"t": t} | {name: roc_auc_score(hits, score.double().numpy()) for name, score in scores.items()})
     return rows
 
 

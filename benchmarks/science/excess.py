@@ -3,8 +3,8 @@
     python -m benchmarks.science.excess
 
 Plain Euler. The density at a sample is that of the model's training images: ``-log`` of the distance to the 10th nearest, L2
-in pixels. Decided before the run: a claim holds where its 95 % interval (percentiles of a bootstrap of samples) excludes 0, or
-.5 for an AUC.
+in pixels. Decided before the run: a claim holds where its 95 % interval (Fisher's z; of an AUC that of Hanley and McNeil)
+excludes 0, or .5 for an AUC.
 """
 
 import argparse
@@ -13,12 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.stats import rankdata
 
 from benchmarks.report import HERE, environment, table, write_page
 from benchmarks.science.fashion_mnist import to_images
-from benchmarks.science.memorization_score import RESAMPLES, auc, with_interval
+from benchmarks.science.paper_sections import change
+from benchmarks.science.significance import Test, rank_correlation
 from diffusers_kts import ClassConditionalFlowPipeline, KPEMonitorPipeline, KPETrace, embedded_model
+from diffusers_kts.memorization.detector_fit import score
 from diffusers_kts.memorization.fraction import measure_memorization
 from diffusers_kts.memorization.neighbors import nearest_neighbors
 
@@ -38,13 +39,8 @@ def draw(name: str, count: int, steps: int, seed: int) -> tuple[torch.Tensor, KP
     return torch.cat(images), KPETrace.cat(traces)
 
 
-def spearman(x: np.ndarray, y: np.ndarray) -> float:
-    """Correlation of ranks."""
-    return float(np.corrcoef(rankdata(x), rankdata(y))[0, 1])
-
-
-def shown(measured: dict[str, float]) -> str:
-    return f"{measured['value']:+.2f} ({measured['low']:+.2f} to {measured['high']:+.2f})"
+def interval(test: Test) -> dict[str, float]:
+    return {"value": test.change, "low": test.low, "high": test.high}
 
 
 def main() -> None:
@@ -60,7 +56,7 @@ def main() -> None:
     drawn = [draw(args.model, args.num_samples, args.steps, seed) for seed in args.seeds]
     images, trace = torch.cat([images for images, _ in drawn]), KPETrace.cat([trace for _, trace in drawn])
     memorized = measure_memorization(images, training).is_memorized.numpy()
-    density = -nearest_neighbors(images, training, k=NEIGHBOR)[0][:, -1].log().double().numpy()
+    density = -nearest_neighbors(images, training, k=NEIGHBOR)[0][:, -1].log()
     scores = {
         "path energy": trace.path_energy.total,
         "displacement": trace.displacement,
@@ -68,22 +64,21 @@ def main() -> None:
         "settling": trace.settling,
     }
     found, rows = {}, []
-    energy = scores["path energy"].double().numpy()
-    for name, score in scores.items():
-        values = score.double().numpy()
+    for name, values in scores.items():
+        correlations = [rank_correlation("", values, other) for other in (scores["path energy"], density)]
+        area = score(values.double().numpy(), memorized, [0] * len(memorized))
         found[name] = {
-            "spearman_with_path_energy": with_interval(spearman, values, energy),
-            "spearman_with_density": with_interval(spearman, values, density),
-            "auc_memorized": with_interval(auc, values, memorized),
+            "spearman_with_path_energy": interval(correlations[0]),
+            "spearman_with_density": interval(correlations[1]),
+            "auc_memorized": {"value": area.auc, "low": area.low, "high": area.high},
         }
-        area = found[name]["auc_memorized"]
-        correlations = [shown(found[name][key]) for key in ("spearman_with_path_energy", "spearman_with_density")]
-        rows.append([name, *correlations, f"{area['value']:.2f} ({area['low']:.2f} to {area['high']:.2f})"])
+        shown = f"{area.auc:.2f} ({area.low:.2f} to {area.high:.2f})"
+        rows.append([name, *(change(correlation) for correlation in correlations), shown])
     share = float((trace.excess / trace.path_energy.total).mean())
     header = ["of a sample", "Spearman with path energy (95 %)", f"with density, {NEIGHBOR}th neighbor", "AUC for memorized"]
     text = (
         f"`{args.model}`, plain Euler, {args.steps} steps, {len(images)} samples of all seeds together, "
-        f"{memorized.mean():.1%} memorized; {RESAMPLES} resamples. An AUC below .5 says that memorized samples have less "
+        f"{memorized.mean():.1%} memorized. An AUC below .5 says that memorized samples have less "
         f"of it. The excess is {share:.1%} of the path energy.\n\n{table(header, rows)}"
     )
     result = {

@@ -9,20 +9,18 @@ the other seeds, and of every model.
 """
 
 import time
-from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import rankdata
+from sklearn.metrics import roc_auc_score
 
 from benchmarks.report import environment, parser, table, write_page
 from benchmarks.science.fashion_mnist import load_data
-from benchmarks.science.laboratory import NUM_CLASSES, Draw, Laboratory, Sampler, load_model
+from benchmarks.science.laboratory import Draw, Laboratory, Sampler, load_model
 from diffusers_kts.flow_coordinates import ON_GRID
+from diffusers_kts.memorization.detector_fit import score
 from diffusers_kts.memorization.fraction import measure_memorization
 
-RESAMPLES = 1000
-FALSE_POSITIVES = 0.01
 EARLY, LATE = (0.3, 0.4, 0.5), ((0.8, 1.0), (0.9, 1.0), (0.8, 0.95))
 GOAL = 0.75
 
@@ -48,36 +46,6 @@ def candidates(draw: Draw, sampler: Sampler) -> dict[str, torch.Tensor]:
     return scores
 
 
-def auc(scores: np.ndarray, hits: np.ndarray) -> float:
-    """Chance that a memorized sample scores above another, ties half."""
-    positives = int(hits.sum())
-    negatives = len(hits) - positives
-    if not positives or not negatives:
-        return np.nan
-    return float((rankdata(scores)[hits].sum() - positives * (positives + 1) / 2) / (positives * negatives))
-
-
-def true_positives(scores: np.ndarray, hits: np.ndarray) -> float:
-    """Share of memorized samples found where 1 % of the others are called memorized."""
-    if not hits.any() or hits.all():
-        return np.nan
-    return float((scores[hits] > np.quantile(scores[~hits], 1 - FALSE_POSITIVES, method="higher")).mean())
-
-
-def within_class(scores: np.ndarray, hits: np.ndarray, labels: np.ndarray) -> float:
-    """AUC inside each class, averaged: what is left once the class is known."""
-    return float(np.nanmean([auc(scores[labels == c], hits[labels == c]) for c in range(NUM_CLASSES)]))
-
-
-def with_interval(measure: Any, scores: np.ndarray, hits: np.ndarray) -> dict[str, float]:
-    rng, values = np.random.default_rng(0), []
-    for _ in range(RESAMPLES):
-        row = rng.integers(len(hits), size=len(hits))
-        values.append(measure(scores[row], hits[row]))
-    low, high = np.nanquantile(values, (0.025, 0.975))
-    return {"value": measure(scores, hits), "low": float(low), "high": float(high)}
-
-
 def scored(laboratory: Laboratory, sampler: Sampler, seed: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Scores by name, and which samples are memorized."""
     draw = laboratory.draw(sampler, seed)
@@ -97,12 +65,14 @@ def main() -> None:
     runs = {lab.model.name: [scored(lab, sampler, seed) for seed in args.seeds] for lab in laboratories}
     if args.draw_only:
         return
+    for name, by_seed in runs.items():
+        for hits, seed in zip((hits for _, hits in by_seed), args.seeds, strict=True):
+            if not hits.any() or hits.all():
+                raise SystemExit(
+                    f"{hits.sum()} of {len(hits)} samples of {name}, seed {seed}, are memorized; nothing to tell."
+                )
     scores, hits = runs[laboratories[0].model.name][0]
-    if not hits.any() or hits.all():
-        raise SystemExit(
-            f"{hits.sum()} of {len(hits)} samples of the first seed are memorized; there is nothing to tell apart."
-        )
-    chosen_by = {name: auc(score, hits) for name, score in scores.items()}
+    chosen_by = {name: roc_auc_score(hits, values) for name, values in scores.items()}
     signs = {name: 1 if value >= 0.5 else -1 for name, value in chosen_by.items()}
     best = max(chosen_by, key=lambda name: abs(chosen_by[name] - 0.5))
     texts, models, reached = [], [], []
@@ -112,21 +82,19 @@ def main() -> None:
         labels = np.tile(laboratory.labels.numpy(), len(held_out))
         rows, result = [], {}
         for name, sign in signs.items():
-            score = sign * np.concatenate([by_name[name] for by_name, _ in held_out])
-            a, tpr = with_interval(auc, score, hits), with_interval(true_positives, score, hits)
-            inside = within_class(score, hits, labels)
-            by_seed = [auc(sign * by_name[name], hit) for by_name, hit in held_out]
-            result[name] = {"sign": sign, "auc": a, "tpr": tpr, "auc_within_class": inside, "auc_by_seed": by_seed}
+            found = score(sign * np.concatenate([by_name[name] for by_name, _ in held_out]), hits, labels)
+            by_seed = [roc_auc_score(hit, sign * by_name[name]) for by_name, hit in held_out]
+            result[name] = {"sign": sign, "auc_by_seed": by_seed} | vars(found)
             label = f"**{name}**" if name == best else name
-            spread = ", ".join(f"{value:.2f}" for value in by_seed)
-            intervals = [f"{x['value']:.2f} ({x['low']:.2f} to {x['high']:.2f})" for x in (a, tpr)]
-            rows.append([label, "high" if sign > 0 else "low", *intervals, spread, f"{inside:.2f}"])
-        header = ["score", "memorized are", "AUC (95 %)", "TPR at 1 % FPR (95 %)", "AUC of each seed", "AUC within a class"]
+            area, spread = f"{found.auc:.2f} ({found.low:.2f} to {found.high:.2f})", ", ".join(f"{a:.2f}" for a in by_seed)
+            inside = "" if found.auc_within_groups is None else f"{found.auc_within_groups:.2f}"
+            rows.append([label, "high" if sign > 0 else "low", area, f"{found.tpr_at_1_percent:.2f}", spread, inside])
+        header = ["score", "memorized are", "AUC (95 %)", "TPR at 1 % FPR", "AUC of each seed", "AUC within a class"]
         texts.append(f"## {model.name}: {hits.mean():.1%} of {len(hits)} held-out samples memorized\n\n{table(header, rows)}")
         models.append({"model": model.name, "digest": model.digest, "memorized": float(hits.mean()), "scores": result})
         reached.append(result[best]["auc"])
-    passed = all(a["value"] >= GOAL for a in reached)
-    values = ", ".join(f"{a['value']:.2f}" for a in reached)
+    passed = all(area >= GOAL for area in reached)
+    values = ", ".join(f"{area:.2f}" for area in reached)
     about = (
         f"Plain Euler, {args.steps} steps. Score and signs chosen on seed {args.seeds[0]} of {laboratories[0].model.name}, "
         "tables of the other seeds. `change` is the movement of the data estimate, `turn` that of the velocity.\n\n"

@@ -2,7 +2,7 @@
 
     common="--data fashion_mnist.npz --label-dropout 0 --patch-size 14 --hidden-size 256 --num-layers 3"
     python examples/train_fashion_mnist.py $common --output runs/n512 --num-images 512 --updates 28000
-    python examples/train_fashion_mnist.py $common --output runs/n4096 --num-images 4096 --updates 28000
+    python examples/train_fashion_mnist.py $common --output runs/n4096 --num-images 4096 --updates 14000
     more="$common --output runs/n1024-seed1 --num-images 1024 --seed 1"
     python examples/train_fashion_mnist.py $more --updates 34000 --stop-after 30000
     python examples/train_fashion_mnist.py $more --updates 48000
@@ -11,7 +11,7 @@
         --models memorizing runs/n1024-seed1/pipeline runs/n512/pipeline runs/n4096/pipeline
 
 ``n1024-seed1`` is the training of the embedded ``memorizing`` with another seed: other initial weights, other batches. 512
-images get half its updates, so that each image is seen as often; 4,096 get those of 512. Architecture, recoding, tests,
+images get half its updates, so that each image is seen as often; 4,096 get 14,000. Architecture, recoding, tests,
 controls and verdicts are those of ``paper_tables.py``, and the plan at its head holds here. Written before the run:
 
 * Every model is a study of its own: Holm's method adjusts its tests together, and it is compared with its own training images.
