@@ -1,14 +1,16 @@
 r"""Acting on the detector of memorized samples, against a touchdown of all samples, the truth and chance.
 
     python -m benchmarks.science.acting --data fashion_mnist.npz
-    python -m benchmarks.science.acting --data fashion_mnist.npz --emoji emoji64.npz --models memorizing emoji-memorizing
+    python -m benchmarks.science.acting --data fashion_mnist.npz --emoji emoji64.npz \
+        --models memorizing runs/n512/pipeline emoji-memorizing
 
-Plain Euler steps, guidance 1: 50 on `memorizing`, 20 on `emoji-memorizing`, whose samples are its training captions in turn.
+`n512` is a training of ``benchmarks/science/trainings.py``. Plain Euler steps, guidance 1: 50 on the grey models, 20 on
+`emoji-memorizing`, whose samples are its training captions in turn.
 The detector is fitted on the first seed and acts on the others. What counts was fixed before the run:
 
 * F_mem is the share with d1 / d2 < 1/3 in pixels. FD is the Frechet distance to real pictures that the model was not trained
-  on: for `memorizing` the test images, in the classifier's features; for `emoji-memorizing` the other pictures of its style,
-  in the first `COMPONENTS` principal components (of those pictures) of an ImageNet network's features.
+  on: for the grey models the test images, in the classifier's features; for `emoji-memorizing` the other pictures of its
+  style, in the first `COMPONENTS` principal components (of those pictures) of an ImageNet network's features.
 * The curve to beat: all samples touch down, at t = .9 to .3 (the first evaluation that is not earlier, as for the flagged
   ones), and plain sampling. A setting is held against the lowest F_mem that this curve reaches at no higher FD.
 * Two actions, each with the package's defaults: "touchdown" (detector up to t = .6, from probability .5) and "redraw" (whole
@@ -42,14 +44,14 @@ from diffusers_kts.images.training_images import load_images
 from diffusers_kts.memorization.detector import MemorizationDetector
 from diffusers_kts.memorization.detector_fit import fit_detector, score
 from diffusers_kts.memorization.fraction import measure_memorization, memorized_fraction
-from diffusers_kts.sampling.find import IMAGES
+from diffusers_kts.sampling.find import IMAGES, find_model
 from diffusers_kts.sampling.prompts import Prompt, in_turn
 from diffusers_kts.sampling.sampler import Sampler
 from diffusers_kts.sampling.settings import SamplingSettings
 from diffusers_kts.seeding import sample_generators
 from examples.train_text_to_image import full_caption, load_emoji, pairs_of
 
-STEPS = {"memorizing": 50, "emoji-memorizing": 20}
+EMOJI, STEPS, EMOJI_STEPS = "emoji-memorizing", 50, 20
 TIMES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 AT, THRESHOLD = 0.6, 0.5  # of the action that counts
 SHOWN = ((0.6, 0.3), (0.6, 0.7), (0.4, 0.5), (0.5, 0.5), (0.7, 0.5))  # further detect_at and thresholds
@@ -80,7 +82,7 @@ class Painter:
     """Plain samples of an embedded model, with what is needed to let each touch down, in batches of `BLOCK`."""
 
     def __init__(self, model: str, seed: int, steps: int) -> None:
-        folder = embedded_model(model)
+        folder = find_model(model)
         settings = SamplingSettings(model=model, num_inference_steps=steps, seed=seed, guidance_scale=1.0)
         self.sampler = Sampler(folder, settings, torch.device("cpu"))
         self.sampler.shape(KeepingScheduler, Shaping(alpha_0=0, beta_0=0))
@@ -171,7 +173,8 @@ def versions(
         for number in range(1, MAX_REDRAWS + 1):
             if not len(again):
                 break
-            path = folder / f"{seed}-{count}-{name.split()[-1]}-{number}.safetensors"
+            by = detector.digest[:12] if name == REDRAW else name
+            path = folder / f"{seed}-{count}-{by}-{number}.safetensors"
             record, new = kept(path, lambda rows=again, number=number: painter.draw(rows.tolist(), number))
             images[again], often = new[PLAIN], often + len(again)
             still = detector.probability(record) >= THRESHOLD if name == REDRAW else memorized(new[PLAIN])
@@ -326,7 +329,7 @@ def of_fashion(args: Any) -> tuple[Callable[[torch.Tensor], torch.Tensor], Featu
 
 def of_emoji(args: Any) -> tuple[Callable[[torch.Tensor], torch.Tensor], FeatureStatistics]:
     data, network = load_emoji(args.emoji), Features()
-    with np.load(embedded_model("emoji-memorizing") / IMAGES) as archive:
+    with np.load(embedded_model(EMOJI) / IMAGES) as archive:
         trained = set(archive["captions"].tolist())
     rows = [
         rows[0]
@@ -343,19 +346,20 @@ def of_emoji(args: Any) -> tuple[Callable[[torch.Tensor], torch.Tensor], Feature
     return features, FeatureStatistics.of(real @ axes)
 
 
-def measured(name: str, args: Any) -> dict[str, Any]:
+def measured(path: str, args: Any) -> dict[str, Any]:
     """Everything about one model."""
-    steps = args.steps or STEPS[name]
+    steps = args.steps or (EMOJI_STEPS if path == EMOJI else STEPS)
+    name = Path(path).parent.name or path  # of runs/n512/pipeline
     count, folder = args.num_samples, args.cache / f"acting-{name}-{steps}"
-    features, reference = (of_fashion if name == "memorizing" else of_emoji)(args)
+    features, reference = (of_emoji if path == EMOJI else of_fashion)(args)
     first, *others = args.seeds
-    painter = Painter(name, first, steps)
+    painter = Painter(path, first, steps)
     trace, pixels = kept(folder / f"{first}-{count}.safetensors", lambda: painter.draw(list(range(count))))
     hits = measure_memorization(pixels[PLAIN].float() / 255, painter.training).is_memorized
     detector = fit_detector(trace, hits, [str(prompt.text) for prompt in in_turn(painter.prompts, range(count))])
     found, told = [], {}
     for seed in others:
-        painter = Painter(name, seed, steps)
+        painter = Painter(path, seed, steps)
         found.append(versions(painter, detector, count, features, folder))
     for at in (AT, 1.0):
         p = [detector.probability(KPETrace.load(folder / f"{seed}-{count}.kpe.safetensors"), at) for seed in others]
@@ -370,11 +374,11 @@ def measured(name: str, args: Any) -> dict[str, Any]:
 def main() -> None:
     options = parser(__doc__)
     options.set_defaults(num_samples=1000, seeds=[0, 1, 2])
-    options.add_argument("--models", nargs="+", default=["memorizing"], choices=list(STEPS))
+    options.add_argument("--models", nargs="+", default=["memorizing"], help="names, or folders of grey pipelines")
     options.add_argument("--emoji", help="the emoji's .npz file, for emoji-memorizing")
-    options.add_argument("--num-inference-steps", dest="steps", type=int, help=f"default: {STEPS}")
+    options.add_argument("--num-inference-steps", dest="steps", type=int, help=f"default: {STEPS}, of {EMOJI} {EMOJI_STEPS}")
     args, began = options.parse_args(), time.time()
-    models = [measured(name, args) for name in args.models]
+    models = [measured(path, args) for path in args.models]
     sentence, winners = verdict(models)
     plot(models, args.output / "results" / "acting.png")
     about = (
