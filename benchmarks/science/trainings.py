@@ -6,13 +6,13 @@
     more="$common --output runs/n1024-seed1 --num-images 1024 --seed 1"
     python examples/train_fashion_mnist.py $more --updates 34000 --stop-after 30000
     python examples/train_fashion_mnist.py $more --updates 48000
-    python examples/train_fashion_mnist.py $more --updates 56000
     python -m benchmarks.science.trainings --data fashion_mnist.npz --seeds 0 --num-samples 2000 \
         --models memorizing runs/n1024-seed1/pipeline runs/n512/pipeline runs/n4096/pipeline
 
-``n1024-seed1`` is the training of the embedded ``memorizing`` with another seed: other initial weights, other batches. 512
-images get half its updates, so that each image is seen as often; 4,096 get 14,000. Architecture, recoding, tests,
-controls and verdicts are those of ``paper_tables.py``, and the plan at its head holds here. Written before the run:
+``n1024-seed1`` is the training of the embedded ``memorizing`` with another seed, so other initial weights and batches, up to
+48,000 of its 56,000 updates. 512 images get half of these 56,000, so that each image is seen as often; 4,096 get 14,000.
+Architecture, recoding, tests, controls and verdicts are those of ``paper_tables.py``, and the plan at its head holds here.
+Written before the run:
 
 * Every model is a study of its own: Holm's method adjusts its tests together, and it is compared with its own training images.
 * A claim *holds on all* (or *fails on all*) where its verdict begins with "agrees" or "holds" ("disagrees" or "does not hold")
