@@ -1,4 +1,4 @@
-"""Which of the paper's claims hold on other trainings: other numbers of images, another seed of training.
+r"""Which of the paper's claims hold on other trainings: other numbers of images, another seed of training.
 
     common="--data fashion_mnist.npz --label-dropout 0 --patch-size 14 --hidden-size 256 --num-layers 3"
     python examples/train_fashion_mnist.py $common --output runs/n512 --num-images 512 --updates 28000
