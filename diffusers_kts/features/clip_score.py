@@ -49,8 +49,8 @@ class ClipScore:
 
 
 def clip_scores(images: torch.Tensor, prompts: torch.Tensor, own: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """CLIP score ``100 max(cos, 0)`` of each image and its own prompt, the form in which the method's paper reports it, and the
-    margin: ``100 cos`` with its own prompt less that with the nearest of the others, positive where it fits its own best.
+    """CLIP score ``100 max(cos, 0)`` of each image and its own prompt, the form in which the method's paper reports it, and
+    the margin: ``100 cos`` with its own prompt less that with the nearest of the others, positive where it fits its own best.
 
     Args:
         images (`torch.Tensor`, (b, D)): unit vectors, as of `ClipScore.see`.
