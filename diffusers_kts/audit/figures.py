@@ -11,7 +11,7 @@ from sklearn.metrics import roc_curve
 
 from ..kpe.plot import STYLES
 from ..plotting import MARK, show_images
-from .measures import STATISTICS, Findings
+from .measures import STATISTICS, Findings, deciles
 
 MORE_STYLES = (("#56B4E9", "-"), ("#E69F00", "--"), ("#0072B2", ":"))  # Okabe and Ito's other two, and one once more
 
@@ -75,9 +75,10 @@ def plot_groups(plain: Findings) -> Figure:
 
 
 def plot_steps(found: Mapping[str, Findings], steps: Mapping[str, int], limit: float, chosen: str | None) -> Figure:
-    """F_mem of every checkpoint with its exact 95 % interval, and below it the Frechet distance, against the training step."""
-    figure = Figure(figsize=(6.4, 5), layout="constrained")
-    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    """F_mem of every checkpoint with its exact 95 % interval, against the training step; below it the Frechet distance, and
+    the path energy per dimension with its 10 to 90 % band."""
+    figure = Figure(figsize=(6.4, 6.4), layout="constrained")
+    above, below, lowest = figure.subplots(3, 1, sharex=True, height_ratios=(3, 2, 2))
     x, shares = [steps[name] for name in found], [findings.f_mem for findings in found.values()]
     reach = [[100 * (f.fraction - f.low) for f in shares], [100 * (f.high - f.fraction) for f in shares]]
     above.errorbar(x, [100 * f.fraction for f in shares], reach, color="black", linewidth=1.2, capsize=3)
@@ -88,8 +89,13 @@ def plot_steps(found: Mapping[str, Findings], steps: Mapping[str, int], limit: f
     below.plot(x, [findings.frechet_distance for findings in found.values()], "o-", color="black", mfc="white", linewidth=1.2)
     above.set(ylabel="memorized, %")
     above.set_ylim(bottom=0)
-    below.set(xlabel="training step", ylabel="Frechet distance")
-    for ax in (above, below):
+    below.set(ylabel="Frechet distance")
+    energies = [deciles(f.trace.path_energy.per_dim.total) if f.trace is not None else None for f in found.values()]
+    low, median, high = ([np.nan if e is None else e[name] for e in energies] for name in ("p10", "median", "p90"))
+    lowest.fill_between(x, low, high, color="black", alpha=0.12, linewidth=0)
+    lowest.plot(x, median, "o-", color="black", mfc="white", linewidth=1.2)
+    lowest.set(xlabel="training step", ylabel="energy per dim")
+    for ax in (above, below, lowest):
         ax.spines[["top", "right"]].set_visible(False)
     return figure
 

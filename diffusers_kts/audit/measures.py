@@ -91,14 +91,12 @@ class Findings:
 
     def summary(self) -> dict[str, Any]:
         """For ``report.json``."""
-        energies, shaping = {}, None
+        energies, excess, shaping = {}, None, None
         if self.trace is not None:
             shaping = {key: value for key, value in self.trace.settings.items() if key != "scheduler"}
-            for part in ("total", "early", "late"):
-                values = getattr(self.trace.path_energy.per_dim, part).double()
-                values = values[values.isfinite()]  # a sample that diverged is marked in samples.parquet
-                if len(values):
-                    energies[part] = dict(zip(("p10", "median", "p90"), values.quantile(_DECILES).tolist(), strict=True))
+            parts = {part: deciles(getattr(self.trace.path_energy.per_dim, part)) for part in ("total", "early", "late")}
+            energies = {part: found for part, found in parts.items() if found}
+            excess = deciles(self.trace.excess_per_dim) if self.trace.displacement is not None else None
         return {
             "heading": self.heading,
             "shaping": shaping,
@@ -113,8 +111,16 @@ class Findings:
             "density": self.support.density,
             "coverage": self.support.coverage,
             "path_energy_per_dim": energies or None,
+            "excess_per_dim": excess,
             "separations": {name: vars(s) | {"interval": list(s.interval())} for name, s in self.separations.items()},
         }
+
+
+def deciles(values: torch.Tensor) -> dict[str, float] | None:
+    """The first decile, the median and the ninth of (B,) numbers, without those that are not finite: such samples are marked
+    in ``samples.parquet``."""
+    finite = values[values.isfinite()].double()
+    return dict(zip(("p10", "median", "p90"), finite.quantile(_DECILES).tolist(), strict=True)) if len(finite) else None
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,8 @@ def same_reference(report: Mapping[str, Any]) -> bool:
 
 def findings_row(name: str, findings: Findings) -> dict[str, Any]:
     f, change = findings.f_mem, findings.against_plain
-    displacement = findings.net_displacement
+    displacement, summary = findings.net_displacement, findings.summary()
+    energy, excess = (summary["path_energy_per_dim"] or {}).get("total"), summary["excess_per_dim"]
     return {
         "heading": findings.heading,
         "control": CONTROLS_IN_WORDS.get(name),
@@ -93,6 +94,8 @@ def findings_row(name: str, findings: Findings) -> dict[str, Any]:
         "recall": f"{findings.manifold.recall:.2f}",
         "density": f"{findings.support.density:.2f}",
         "coverage": f"{findings.support.coverage:.2f}",
+        "energy": UNKNOWN if energy is None else f"{energy['median']:.4f}",
+        "excess": UNKNOWN if excess is None else f"{excess['median']:.4f}",
     }
 
 

@@ -80,6 +80,11 @@ def test_loras_are_drawn_from_one_after_another_on_their_base(fine_tune, kts, mo
     assert report["last_below"] == "step 1000" and "at most 37 % (95 %)" in out  # 1 - .025^(1/8)
     assert report["training_images"]["equal"] == [["0.png", "5.png"]]
     page = (fine_tune / "out" / "report.html").read_text()
+    for name, own in rows.groupby("sampler"):
+        path, excess = (report["checkpoints"][name][key] for key in ("path_energy_per_dim", "excess_per_dim"))
+        energy = np.median(own["per_dim"])
+        assert path["total"]["median"] == pytest.approx(energy) and 0 < excess["p10"] < excess["median"] < energy
+        assert f"{energy:.4f} / {excess['median']:.4f}" in page
     assert "0.png, 5.png" in page and page.index("Duplicates") < page.index("against the training step")
 
     training = TrainingImages.load(fine_tune / "pictures", (3, 32, 32), False)
