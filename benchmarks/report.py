@@ -27,6 +27,7 @@ TITLES = {
     "tuning": "Settings that kts tune recommends",
     "excess": "What the path energy measures, and its excess",
     "adaptive": "Gains per sample: energy budget and turning",
+    "energy_and_judge": "Energies under guidance against what a picture shows",
     "fitted_sampling": "Fitted sampling: error against network calls",
 }
 

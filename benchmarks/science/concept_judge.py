@@ -66,6 +66,16 @@ def augmented(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return flat.reshape(pixels.shape).clamp(0, 1)
 
 
+def views_of(pixels: torch.Tensor, features: Features, vae, views: int, generator: torch.Generator) -> torch.Tensor:
+    """Features (views * n, d) of views of the pixels (n, 3, h, w), all of one view after those of the other: the first is the
+    picture itself, every third went through the autoencoder."""
+    seen = []
+    for i in range(views):
+        view = reconstructed(vae, pixels, 0.2 * (i % 2), generator) if i % 3 == 2 else pixels
+        seen.append(features(augmented(view, generator) if i else view))
+    return torch.cat(seen)
+
+
 class ConceptJudge:
     """A linear head on standardized features.
 
@@ -91,7 +101,11 @@ class ConceptJudge:
                 schedule.step()
 
     @torch.no_grad()
+    def log_probabilities(self, features: torch.Tensor) -> torch.Tensor:
+        """(n, concepts) of each picture."""
+        return self.head((features - self.mean) / self.std).log_softmax(1)
+
     def ranks(self, features: torch.Tensor, concepts: torch.Tensor) -> torch.Tensor:
         """Rank (n,) of each picture's own concept among all of them, 0 the first."""
-        logits = self.head((features - self.mean) / self.std)
+        logits = self.log_probabilities(features)
         return (logits > logits.gather(1, concepts[:, None])).sum(1)

@@ -32,7 +32,7 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 
 from benchmarks.report import HERE, environment, write_json
-from benchmarks.science.concept_judge import ConceptJudge, Features, as_pixels, augmented, reconstructed
+from benchmarks.science.concept_judge import ConceptJudge, Features, as_pixels, reconstructed, views_of
 from diffusers_kts.features.frechet import frechet_distance
 from diffusers_kts.memorization.fraction import measure_memorization, memorized_fraction
 from examples.train_text_to_image import OneZeroToken, full_caption, load_emoji, pairs_of, save_grid
@@ -156,11 +156,7 @@ def main() -> None:
     if args.views_file and args.views_file.exists():
         views = torch.load(args.views_file)
     else:
-        views = []
-        for i in range(args.views):  # the first view is the picture itself, every third went through the autoencoder
-            view = reconstructed(vae, pixels, 0.2 * (i % 2), generator) if i % 3 == 2 else pixels
-            views.append(features(augmented(view, generator) if i else view))
-        views = torch.cat(views)
+        views = views_of(pixels, features, vae, args.views, generator)
         if args.views_file:
             torch.save(views, args.views_file)
     judge = ConceptJudge(views, own(real_pairs).repeat(len(views) // len(pixels)), seed=args.seed)

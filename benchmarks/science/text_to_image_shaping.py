@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from benchmarks.report import HERE, environment, write_page
-from benchmarks.science.concept_judge import ConceptJudge, Features, as_pixels, augmented, reconstructed
+from benchmarks.science.concept_judge import ConceptJudge, Features, as_pixels, views_of
 from benchmarks.science.significance import LEVEL, Test, f_mem_test, holm
 from benchmarks.science.text_to_image import MODELS, Painter, share
 from diffusers_kts import PRESETS, KTSFlowMatchScheduler
@@ -96,14 +96,7 @@ def main() -> None:
     number = {concept: i for i, concept in enumerate(concepts)}
     pixels, generator = as_pixels(data["images"][list(pairs.values())]), torch.Generator().manual_seed(0)
 
-    def views() -> torch.Tensor:
-        seen = []
-        for i in range(args.views):
-            view = reconstructed(drawer.pipeline.vae, pixels, 0.2 * (i % 2), generator) if i % 3 == 2 else pixels
-            seen.append(features(augmented(view, generator) if i else view))
-        return torch.cat(seen)
-
-    real = kept("views", views)
+    real = kept("views", lambda: views_of(pixels, features, drawer.pipeline.vae, args.views, generator))
     judge = ConceptJudge(real, torch.tensor([number[c] for _, c in pairs]).repeat(args.views))
     real = real[: len(pixels)]
     of_caption = {full_caption(*pair): (i, number[pair[1]]) for i, pair in enumerate(pairs)}

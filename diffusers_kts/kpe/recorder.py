@@ -3,7 +3,7 @@
 import copy
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -11,15 +11,25 @@ import torch
 
 from ..euler_step import euler_step
 from ..flow_coordinates import flow_times
+from .guidance import Guidance, Predictions
 from .sums import distance, squared_norm
-from .trace import KPETrace
+from .trace import GUIDANCE, KPETrace
 
 
 class Speed(NamedTuple):
-    """What is measured of a velocity: ``power`` (B,) its squared norm, ``turn`` (B,) its distance to the one before."""
+    """What is measured of a velocity: ``power`` (B,) its squared norm, ``turn`` (B,) its distance to the one before, and
+    its guidance, or why that is not known."""
 
     power: torch.Tensor
     turn: torch.Tensor | None = None
+    guidance: Guidance | str | None = None
+
+
+class Source(NamedTuple):
+    """What a velocity was made of: ``output`` (B, ...) of a network that predicts something else, by ``to_velocity``."""
+
+    output: torch.Tensor
+    to_velocity: Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass
@@ -67,6 +77,23 @@ class Run:
         turns = [speed.turn for speed in self.speeds if speed.turn is not None]
         return torch.stack(turns, 1) if len(turns) == len(self.speeds) else None
 
+    def guidance(self) -> dict[str, torch.Tensor] | str:
+        """Columns (B, n) of the record, or why they are not known: empty where every step had one prediction."""
+        splits = [speed.guidance for speed in self.speeds]
+        for i, split in enumerate(splits):
+            if not isinstance(split, Guidance):
+                return f"at step {i} {split}" if split else ""
+        misfits = torch.stack([split.misfit for split in splits]).tolist()  # type: ignore[union-attr]
+        if bad := [i for i, misfit in enumerate(misfits) if misfit > 1]:
+            return (
+                f"at step {bad[0]} the velocity is no v_u + g (v_c - v_u), g >= 1, of the network's predictions: guidance may "
+                "be rescaled, limited to some channels, or below 1, or the pipeline turns the output into another form"
+            )
+        if all(split.predictions == 1 for split in splits):  # type: ignore[union-attr]
+            return ""
+        columns = zip(*((g.scale.expand_as(g.norm), g.conditional_power, g.norm) for g in splits), strict=True)  # type: ignore[union-attr]
+        return dict(zip(GUIDANCE, (torch.stack(column, 1) for column in columns), strict=True))
+
     def net_displacement(self) -> torch.Tensor | None:
         """(B,), or None if it is not recorded."""
         return self.displacement if self.moved is None else squared_norm(self.moved).sqrt()
@@ -90,6 +117,7 @@ class KPERecorder:
             set it before the run.
         record_displacement: whether to record the net displacement, too, for which the sum of the displacements, one latent in
             fp32, is kept until the next run begins; set it before the run.
+        predictions: of the network, while guidance is recorded: the pipeline's own scheduler alone has them.
     """
 
     def __init__(self, stream: str = "scheduler") -> None:
@@ -98,7 +126,8 @@ class KPERecorder:
         self.runs: list[Run] = []
         self.record_turn = False
         self.record_displacement = False
-        self._warned = False
+        self.predictions: Predictions | None = None
+        self._warned: set[str] = set()
 
     @property
     def has_begun(self) -> bool:
@@ -114,19 +143,24 @@ class KPERecorder:
         elif self.runs and not self.runs[-1].speeds:
             self.runs.pop()  # set twice before the first step
         self.runs.append(run)
-        self._warned = False
+        self._warned = set()
+        if self.predictions is not None:
+            self.predictions.outputs.clear()
 
-    def measure(self, v: torch.Tensor, power: torch.Tensor | None = None) -> Speed:
-        """The speed of velocity ``v`` (B, ...), not recorded yet; ``power`` (B,) is ``||v||^2`` if it is known already."""
+    def measure(self, v: torch.Tensor, power: torch.Tensor | None = None, source: Source | None = None) -> Speed:
+        """The speed of velocity ``v`` (B, ...), not recorded yet; ``power`` (B,) is ``||v||^2`` if it is known already, and
+        ``source`` what ``v`` was made of, where the network predicts something else."""
         v = v.detach()
         if power is None:
             power = squared_norm(v)
-        if not self.record_turn:
-            return Speed(power)
-        run = self.runs[-1]
-        known = run.last_velocity is not None and run.last_velocity.shape == v.shape
-        turn = distance(v, run.last_velocity) if known else torch.zeros_like(power)  # type: ignore[arg-type]
-        return Speed(power, turn)
+        turn, guidance = None, None
+        if self.record_turn:
+            run = self.runs[-1]
+            known = run.last_velocity is not None and run.last_velocity.shape == v.shape
+            turn = distance(v, run.last_velocity) if known else torch.zeros_like(power)  # type: ignore[arg-type]
+        if self.predictions is not None:
+            guidance = self.predictions.split(*(source or Source(v, lambda v: v)))
+        return Speed(power, turn, guidance)
 
     def record(self, v: torch.Tensor, speed: Speed, begin: float, end: float, gain: Any = 1.0, factor: Any = None) -> None:
         """One step was made along ``v`` from noise level ``begin`` to ``end``, scaled by ``gain``, a float or (B,).
@@ -161,9 +195,10 @@ class KPERecorder:
         power: torch.Tensor | None = None,
         speed: Speed | None = None,
         factor: Any = None,
+        source: Source | None = None,
     ) -> None:
         """`measure` a step, unless its ``speed`` has been measured, and `record` it."""
-        self.record(v, speed or self.measure(v, power), begin, end, gain, factor)
+        self.record(v, speed or self.measure(v, power, source), begin, end, gain, factor)
 
     def so_far(self, present: Speed) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Power, gains and turn (if recorded) of the steps of this run and of the present one, each (B, n), on the device of
@@ -206,6 +241,11 @@ class KPERecorder:
             "displacement": run.net_displacement(),
             "memorization_probability": run.memorization_probability,
         }
+        guidance = run.guidance()
+        if isinstance(guidance, dict):
+            optional |= guidance
+        elif guidance:
+            self._warn("guidance", f"guidance is not recorded: {guidance}.")
         ends = torch.tensor(run.ends)
         sigmas = torch.tensor([*run.begins, run.ends[-1]])
         if any(isinstance(gain, torch.Tensor) for gain in run.gains):
@@ -227,25 +267,29 @@ class KPERecorder:
             ends=None if torch.equal(ends, sigmas[1:]) else ends,
             **{name: value.cpu() for name, value in optional.items() if value is not None},
         )
-        self._warn(trace)
+        self._warn_of_nonfinite(trace)
         return trace
 
     def traces(self) -> list[KPETrace]:
         """The records of all runs."""
         return [trace for i in range(len(self.runs)) if (trace := self.trace(i)) is not None]
 
-    def _warn(self, trace: KPETrace) -> None:
+    def _warn_of_nonfinite(self, trace: KPETrace) -> None:
         bad = (trace.nonfinite >= 0).nonzero().flatten().tolist()
-        if bad and not self._warned:
-            self._warned = True
+        if bad:
             first = ", ".join(f"sample {i} from step {int(trace.nonfinite[i])}" for i in bad[:8])
             more = f" and {len(bad) - 8} more" if len(bad) > 8 else ""
-            warnings.warn(
+            self._warn(
+                "nonfinite",
                 f"the velocity was not finite for {first}{more}; their energies are NaN or infinite, the others are right. "
                 "Try a wider dtype or another seed.",
-                RuntimeWarning,
-                stacklevel=3,
             )
+
+    def _warn(self, about: str, message: str) -> None:
+        """Once a run."""
+        if about not in self._warned:
+            self._warned.add(about)
+            warnings.warn(message, RuntimeWarning, stacklevel=4)
 
     def __deepcopy__(self, memo: dict) -> "KPERecorder":
         """A copy records on its own: lists are copied, the tensors in them never change."""

@@ -14,7 +14,8 @@ from typing import Any
 from diffusers import DiffusionPipeline, ModularPipeline, SchedulerMixin
 
 from ..gain import Gain
-from .recorder import KPERecorder, Run
+from .guidance import watch
+from .recorder import KPERecorder, Run, Source
 from .stock_schedulers import (
     DIFFUSION,
     UNMEASURABLE,
@@ -82,8 +83,9 @@ def main_trace(traces: list[KPETrace]) -> KPETrace | None:
 
 
 @contextmanager
-def recording(pipeline: Any, record_turn: bool = False) -> Iterator[Session]:
-    """Let every scheduler of the pipeline record, and put each back as it was, whatever happens.
+def recording(pipeline: Any, record_turn: bool = False, record_guidance: bool = False) -> Iterator[Session]:
+    """Let every scheduler of the pipeline record, and put each back as it was, whatever happens. Guidance is recorded by
+    ``pipeline.scheduler`` alone: no other is known to step what the network puts out first.
 
     Raises:
         ValueError: as `measurable_schedulers`.
@@ -95,6 +97,8 @@ def recording(pipeline: Any, record_turn: bool = False) -> Iterator[Session]:
             if any(getattr(scheduler, "recorder", None) is recorder for recorder in session.recorders):
                 continue  # one scheduler under two names
             restore.append(attach(scheduler, name, session, record_turn))
+            if record_guidance and name == "scheduler":
+                restore.append(watch(pipeline, scheduler.recorder))
         yield session
     finally:
         for undo in restore:
@@ -179,7 +183,8 @@ def _recording_class(cls: Any) -> type:
             token_dt = token_intervals(token_timesteps / self.config.num_train_timesteps, self.sigmas)
             self.recorder.observe_tokens(v, begin, end, 1.0, token_dt)
         else:
-            self.recorder.observe(v, begin, end)
+            source = Source(model_output, lambda output: velocity(self, schedule, index, output, sample))
+            self.recorder.observe(v, begin, end, source=source)
         if index + 2 == len(schedule.levels):
             self.recorder.end_run()
         return result

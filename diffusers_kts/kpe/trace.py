@@ -25,7 +25,9 @@ SUFFIX = ".safetensors"
 QUADRATURES = ("left", "trapezoid")
 DECIDED, SETTLED = 0.5, 0.9  # flow times: before the one `settling` looks for movement, from the other on for rest
 LATE_START = 0.02  # a record that begins after this flow time does not hold the launch (img2img, inpainting, custom sigmas)
-PER_SAMPLE = ("power", "turn", "displacement", "memorization_probability")
+GUIDANCE = ("guidance_scale", "conditional_power", "guidance_norm")
+PER_STEP = ("turn", *GUIDANCE)
+PER_SAMPLE = ("power", *PER_STEP, "displacement", "memorization_probability")
 TENSORS = ("sigmas", "t", "gains", "ends", *PER_SAMPLE)
 ABOUT: dict[str, Any] = {"tau_split": (int, float), "d": int, "stream": str, "run": int, "settings": dict, "quadrature": str}
 
@@ -74,6 +76,13 @@ class KPETrace:
         ends: (N,) noise level where each step ended, if the run went back (Restart sampling, RePaint) and these are not the
             levels of the next evaluations; otherwise None.
         memorization_probability: (B,) as a detector judged the samples during the run, see `KTSDetectorFlowMatchScheduler`.
+        guidance_scale: (B, N) the ``s`` of classifier-free guidance, ``v = v_u + s (v_c - v_u)``, as found from the network's
+            predictions; 1 where it gave one prediction. Recorded on request, see `KPEMonitorPipeline.record_guidance`, as are
+            the next two; None where no step had two predictions (no guidance, or a distilled one, which the network itself
+            makes), and, with a warning, where the velocity is no such combination.
+        conditional_power: (B, N) ``||v_c||^2`` of the conditional prediction.
+        guidance_norm: (B, N) ``||v_c - v_u||``, 0 where the network gave one prediction. Of predicted noise, which differs by
+            ``t (v_c - v_u)``, the mean over the steps is the memorization score of Wen et al. (arXiv 2407.21720).
 
     Raises:
         ValueError: the shapes do not belong together.
@@ -93,6 +102,9 @@ class KPETrace:
     ends: torch.Tensor | None = None
     displacement: torch.Tensor | None = None
     memorization_probability: torch.Tensor | None = None
+    guidance_scale: torch.Tensor | None = None
+    conditional_power: torch.Tensor | None = None
+    guidance_norm: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         steps = self.power.shape[-1]
@@ -101,8 +113,9 @@ class KPETrace:
                 f"power is {tuple(self.power.shape)}, sigmas {tuple(self.sigmas.shape)}, t {tuple(self.t.shape)}, gains "
                 f"{tuple(self.gains.shape)}; give (B, N), (N + 1,), (N + 1,) and (N,) or (B, N)."
             )
-        if self.turn is not None and self.turn.shape != self.power.shape:
-            raise ValueError(f"turn is {tuple(self.turn.shape)}, power {tuple(self.power.shape)}; give the same shape.")
+        for name in PER_STEP:
+            if (value := getattr(self, name)) is not None and value.shape != self.power.shape:
+                raise ValueError(f"{name} is {tuple(value.shape)}, power {tuple(self.power.shape)}; give the same shape.")
         for name in ("displacement", "memorization_probability"):
             if (value := getattr(self, name)) is not None and value.shape != self.power.shape[:1]:
                 raise ValueError(f"{name} is {tuple(value.shape)}; give one number for each of {len(self)} samples.")
@@ -159,6 +172,35 @@ class KPETrace:
     def model_energy(self) -> Energy:
         """Energy of the network's own field along the (possibly shaped) path."""
         return self._energy(self.power)
+
+    @property
+    def conditional_energy(self) -> Energy:
+        """Energy of the conditional prediction alone along the path that was guided.
+
+        With `guidance_energy` it makes the `model_energy`, but for the cross term ``(s - 1) sum_i w_i <v_c, v_c - v_u>``.
+
+        Raises:
+            ValueError: the guidance was not recorded.
+        """
+        return self._energy(self._recorded_guidance()[1])
+
+    @property
+    def guidance_energy(self) -> Energy:
+        """Energy of what guidance adds to the conditional prediction, ``(s - 1) (v_c - v_u)``; 0 for a scale of 1.
+
+        Raises:
+            ValueError: as `conditional_energy`.
+        """
+        scale, _, norm = self._recorded_guidance()
+        return self._energy(((scale - 1) * norm) ** 2)
+
+    def _recorded_guidance(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        if self.guidance_scale is None or self.conditional_power is None or self.guidance_norm is None:
+            raise ValueError(
+                "the guidance was not recorded; set record_guidance = True on the monitored pipeline, and guide with a scale "
+                "above 1: guidance_scale of KPETrace says what is recorded."
+            )
+        return self.guidance_scale, self.conditional_power, self.guidance_norm
 
     @property
     def per_dim(self) -> torch.Tensor:
@@ -259,10 +301,15 @@ class KPETrace:
     def to_dict(self) -> dict[str, list]:
         """Columns of one row per sample, as lists."""
         columns: dict[str, list] = {"sample": list(range(len(self)))}
-        for name, energy in (("path_energy", self.path_energy), ("model_energy", self.model_energy)):
+        energies = {"path_energy": self.path_energy, "model_energy": self.model_energy}
+        if self.guidance_norm is not None:
+            energies |= {"conditional_energy": self.conditional_energy, "guidance_energy": self.guidance_energy}
+        for name, energy in energies.items():
             for part in ("total", "early", "late"):
                 columns[f"{name}_{part}"] = getattr(energy, part).tolist()
         columns["per_dim"] = self.per_dim.tolist()
+        if self.guidance_norm is not None:
+            columns["mean_guidance_norm"] = self.guidance_norm.mean(1).tolist()
         if self.displacement is not None:
             columns |= {"displacement": self.displacement.tolist(), "excess": self.excess.tolist()}
         if self.turn is not None:
@@ -281,6 +328,7 @@ class KPETrace:
         b, n = self.power.shape
         columns = {"sample": torch.arange(b)[:, None], "step": torch.arange(n), "sigma": self.sigmas[:-1], "t": self.t[:-1]}
         columns |= {"eta": self.gains, "power": self.power, "path_power": self.path_power}
+        columns |= {name: value for name in GUIDANCE if (value := getattr(self, name)) is not None}
         return pd.DataFrame({name: torch.broadcast_to(value, (b, n)).flatten().numpy() for name, value in columns.items()})
 
     def plot(self, ax: Any = None, label: str | None = None) -> Any:

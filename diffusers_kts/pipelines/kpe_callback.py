@@ -36,6 +36,8 @@ class KPECallback(PipelineCallback):
         on_step (callable, *optional*): called as ``on_step(step_index, trace)`` with the `KPETrace` so far. Reading it waits
             for the device; without ``on_step`` nothing does.
         record_turn (`bool`, defaults to False): whether the turn of the velocity is recorded too, see `KPETrace.settling`.
+        record_guidance (`bool`, defaults to False): whether classifier-free guidance is recorded too, see
+            `KPEMonitorPipeline`.
 
     Raises:
         TypeError: ``pipe`` is not a pipeline, or takes no callback; or ``on_step`` is not a function.
@@ -49,6 +51,7 @@ class KPECallback(PipelineCallback):
         pipe: DiffusionPipeline | Callable[[int, KPETrace], Any] | None = None,
         on_step: Callable[[int, KPETrace], Any] | None = None,
         record_turn: bool = False,
+        record_guidance: bool = False,
     ) -> None:
         super().__init__()
         if on_step is None and callable(pipe) and not isinstance(pipe, DiffusionPipeline):
@@ -57,6 +60,7 @@ class KPECallback(PipelineCallback):
             raise TypeError(f"on_step is {on_step!r}; give a function of (step_index, trace), or None.")
         self.on_step = on_step
         self.record_turn = record_turn
+        self.record_guidance = record_guidance
         self.session: Session | None = None
         self._recorder: KPERecorder | None = None
         if pipe is not None:
@@ -107,7 +111,8 @@ def _listening_class(cls: Any) -> type:
         given = [part for value in (*args, *kwargs.values()) for part in _callbacks(value)]
         if not given:
             return cls.__call__(self, *args, **kwargs)
-        with recording(self, any(callback.record_turn for callback in given)) as session:
+        turn, guidance = (any(getattr(c, name) for c in given) for name in ("record_turn", "record_guidance"))
+        with recording(self, turn, guidance) as session:
             for callback in given:
                 callback.session = session
             return cls.__call__(self, *args, **kwargs)

@@ -37,11 +37,15 @@ class KPEMonitorPipeline:
         kpe_traces (`list[KPETrace]`): every stream (audio, per-frame copies) and run of the last call, never summed.
         record_turn (`bool`, defaults to False): set it to have the turn of the velocity recorded too, which
             `KPETrace.settling` needs; costs one kept copy of the velocity per stream.
+        record_guidance (`bool`, defaults to False): set it to have classifier-free guidance recorded too, from the outputs of
+            the pipeline's ``transformer`` or ``unet``, which `KPETrace.conditional_energy` and `KPETrace.guidance_energy`
+            need; costs a few passes over the velocity in each step, and keeps the outputs until then.
     """
 
     kpe: KPETrace | None = None
     kpe_traces: list[KPETrace] = []
     record_turn: bool = False
+    record_guidance: bool = False
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         if cls is KPEMonitorPipeline:
@@ -108,7 +112,7 @@ class KPEMonitorPipeline:
             self.__class__ = monitored
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with recording(self, self.record_turn) as session:
+        with recording(self, self.record_turn, self.record_guidance) as session:
             try:
                 output = super().__call__(*args, **kwargs)  # type: ignore[misc]
             finally:

@@ -17,7 +17,7 @@ from diffusers.configuration_utils import FrozenDict, register_to_config
 
 from ..flow_coordinates import flow_times, noise_level
 from ..kpe.levels import Levels
-from ..kpe.recorder import KPERecorder, Run
+from ..kpe.recorder import KPERecorder, Run, Source
 from ..kpe.stock_schedulers import Schedule, velocity
 from ..kpe.trace import KPETrace, quadrature_weights
 from ..shaping import SHAPING, Shaping
@@ -325,6 +325,10 @@ class KTSSchedulerMixin:
     def velocity(self, index: int, model_output: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
         """The velocity of the flow at evaluation ``index``, shaped like ``sample``."""
         return velocity(self, self._schedule, index, model_output, sample)
+
+    def source(self, index: int, model_output: torch.Tensor, sample: torch.Tensor) -> Source:
+        """Of that velocity, for models that predict something else."""
+        return Source(model_output, lambda output: self.velocity(index, output, sample))
 
     def observe(self, index: int, v: torch.Tensor, gain: Any, **known: Any) -> None:
         """Record evaluation ``index``; ``known`` as `KPERecorder.observe` takes it, or ``token_dt``."""

@@ -57,5 +57,6 @@ class KTSDiffusionMixin(KTSSchedulerMixin):
     ) -> torch.Tensor:
         """The parent's step to ``prev_sample``, shaped and recorded; scales are ``alpha + sigma`` before and after it."""
         gain = self.plan.gains[index]
-        self.observe(index, self.velocity(index, model_output, sample), gain)
+        given = index, model_output, sample
+        self.observe(index, self.velocity(*given), gain, source=self.source(*given))
         return prev_sample if gain == 1 else shaped_step(sample, prev_sample, scale, after, gain)

@@ -62,7 +62,7 @@ class KTSMultistepMixin(KTSSchedulerMixin):
             model_output, sample = model_output.to(wide), sample.to(wide)
         (prev_sample,) = step(model_output, timestep, sample, return_dict=False, **kwargs)
         index = self._step_index - 1
-        self.observe(index, self.velocity(index, *given), self.plan.gains[index])
+        self.observe(index, self.velocity(index, *given), self.plan.gains[index], source=self.source(index, *given))
         return prev_sample
 
     @property

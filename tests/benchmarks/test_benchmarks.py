@@ -18,6 +18,7 @@ from diffusers_kts.memorization.controls import net_displacement
 SLICE = Path(__file__).parents[1] / "data" / "fashion_mnist_slice.npz"
 SCIENCE = ("fashion_mnist", "laboratory", "judge", "paper_tables", "frontier", "memorization_score", "tuning", "adaptive")
 ALSO = ("acting", "recoding", "significance", "controlled", "energies", "along_training", "trainings")
+ON_EMOJI = ("detector", "energy_and_judge")
 SCRIPTS = (
     "report",
     "cost.step_cost",
@@ -25,7 +26,7 @@ SCRIPTS = (
     "science.planted_copies",
     "science.fitted_sampling",
     "science.matched_launch",
-    *(f"science.{name}" for name in (*SCIENCE, *ALSO)),
+    *(f"science.{name}" for name in (*SCIENCE, *ALSO, *ON_EMOJI)),
 )
 
 
@@ -320,3 +321,26 @@ def test_fitted_sampling_writes_its_page(bench, monkeypatch, tmp_path, cache):
     assert len(case["gains"]) == 20 and [row["of"] for row in case["few"]] == [2, 4]
     page = (tmp_path / "results" / "fitted_sampling.md").read_text()
     assert f"Verdict: {int(bar['reached'])} of 1 bars" in page and "fitted to classes 0 to 4" in page
+
+
+def test_energies_are_correlated_within_prompts(bench):
+    """Prompts differ in both numbers; within each, one is the other reversed, or has nothing to do with it."""
+    prompts, noise = torch.arange(60).repeat_interleave(10), torch.randn(600, generator=torch.Generator().manual_seed(0))
+    score = noise + 10 * prompts
+    found = {"path energy": 20 * prompts - noise, "excess": 10 * prompts + noise.flip(0)}
+    energy, excess = bench.energy_and_judge.correlations(found, {"judge": score}, prompts)
+    assert energy.change == pytest.approx(-1) and energy.p_value < 1e-9
+    assert excess.low < 0 < excess.high and excess.p_value > 0.05
+    tests = {name: vars(test) for name, test in bench.significance.holm([energy, excess]).items()}
+    cells = [{"model": "emoji", "guidance": 1.0, "mean_log_probability": -2.0, "tests": tests}]
+    page = bench.energy_and_judge.page(cells, 20)
+    assert "| emoji | 1 | judge | -2.0 | -1.00" in page and page.count("disagrees") == 1
+    assert "path energy - in 1 of 1; excess none of 1." in page
+
+
+def test_the_detectors_page_keeps_what_other_runs_measured(bench):
+    """The numbers of the repository make its page."""
+    results = Path(bench.report.HERE) / "results"
+    models = json.loads((results / "detector.json").read_text())["models"]
+    page = (results / "detector.md").read_text()
+    assert page.endswith(bench.detector.page(models) + "\n") and page.count("\n## ") == len(models)
