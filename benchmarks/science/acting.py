@@ -34,6 +34,7 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.report import environment, parser, table, write_page
 from benchmarks.science.concept_judge import Features, as_pixels
+from benchmarks.science.detector import short_name
 from benchmarks.science.fashion_mnist import Classifier, load_data
 from benchmarks.science.frontier import lowest
 from diffusers_kts import KPETrace, KTSFlowMatchScheduler, Shaping, embedded_model
@@ -349,7 +350,7 @@ def of_emoji(args: Any) -> tuple[Callable[[torch.Tensor], torch.Tensor], Feature
 def measured(path: str, args: Any) -> dict[str, Any]:
     """Everything about one model."""
     steps = args.steps or (EMOJI_STEPS if path == EMOJI else STEPS)
-    name = Path(path).parent.name or path  # of runs/n512/pipeline
+    name = short_name(path)
     count, folder = args.num_samples, args.cache / f"acting-{name}-{steps}"
     features, reference = (of_emoji if path == EMOJI else of_fashion)(args)
     first, *others = args.seeds

@@ -1,18 +1,22 @@
-"""The detector of memorized samples: fitted on one seed, judged on others, next to scores that need no fit.
+r"""The detector of memorized samples: fitted on some seeds, judged on others, next to scores that need no fit.
 
-    python -m benchmarks.science.detector
-    python -m benchmarks.science.detector --models emoji-memorizing --guidance-scale 3 --num-inference-steps 20
+    python -m benchmarks.science.detector --models memorizing runs/n512/pipeline runs/n1024-seed1/pipeline
+    emoji="--models emoji-memorizing --num-inference-steps 20 --fit-seeds 0 1 --seeds 2"
+    python -m benchmarks.science.detector $emoji --guidance-scale 1
+    python -m benchmarks.science.detector $emoji --guidance-scale 3
 
-Each run adds its models, or replaces them, on the page and in its numbers; those of other runs stay. Plain Euler, the embedded
-models that memorize; of text to image, one zero token stands for 256 (`examples.train_text_to_image.OneZeroToken`). What
-counts was fixed before the run: the detector is fitted on the first seed and judged on the others; the goal is an area under
-the ROC curve of .90 on every model. "up to t = .6" reads the first part of the record, early enough to act.
+Each run adds its models, or replaces them, on the page and in its numbers; those of other runs stay. Plain Euler; models in
+folders are those of ``benchmarks/science/trainings.py``; of text to image, one zero token stands for 256
+(`examples.train_text_to_image.OneZeroToken`). What counts was fixed before the run: the detector is fitted on some seeds and
+judged on others; the goal is an area under the ROC curve of .90 on every model. "up to t = .6" reads the first part of the
+record, early enough to act.
 
-Baselines, signs as on the first seed: path energy, `settling`, and the norm band: the share of steps whose ``||v||`` lies in
-the middle 90 % of the other samples of that seed (after the idea of arXiv 2605.22050, whose formula was not at hand: the name
-is ours). With ``--guidance-scale`` above 1, also how far the conditional prediction lies from the unconditional one, as its
-mean over the steps: of the velocity, ``||v_c - v_u||``, and of the noise that it implies, ``t ||v_c - v_u||``, the score of
-Wen et al. (arXiv 2407.21720).
+Baselines, signs as on the seeds of the fit: path energy, `settling`, and the norm band: the share of steps whose ``||v||``
+lies in the middle 90 % of the other samples of these seeds (after the idea of arXiv 2605.22050, whose formula was not at
+hand: the name is ours). "share of its class" (or prompt) does not look at the sample: how many of the fit's samples of the
+same class are memorized. With ``--guidance-scale`` above 1, also how far the conditional prediction lies from the
+unconditional one, as its mean over the steps: of the velocity, ``||v_c - v_u||``, and of the noise that it implies,
+``t ||v_c - v_u||``, the score of Wen et al. (arXiv 2407.21720).
 """
 
 import argparse
@@ -32,8 +36,7 @@ from diffusers_kts.kpe.trace import KPETrace
 from diffusers_kts.memorization.detector_fit import fit_detector, score
 from diffusers_kts.memorization.fraction import measure_memorization
 from diffusers_kts.memorization.neighbors import distinct_images
-from diffusers_kts.models import embedded_model
-from diffusers_kts.sampling.find import IMAGES
+from diffusers_kts.sampling.find import IMAGES, find_model
 from diffusers_kts.sampling.prompts import Prompt, in_turn
 from diffusers_kts.sampling.sampler import Sampler
 from diffusers_kts.sampling.settings import SamplingSettings
@@ -43,11 +46,16 @@ GOAL = 0.9
 EARLY = 0.6
 
 
+def short_name(model: str) -> str:
+    """Of ``runs/n512/pipeline`` n512."""
+    return Path(model).parent.name or model
+
+
 def drawn(
     model: str, seed: int, count: int, steps: int, guidance_scale: float | None, cache: Path
 ) -> tuple[KPETrace, torch.Tensor, list[str]]:
     """Records, labels and subjects of ``count`` samples; ``guidance_scale`` None is the model's own."""
-    folder = embedded_model(model)
+    folder = find_model(model)
     settings = SamplingSettings(model=model, num_inference_steps=steps, seed=seed, guidance_scale=guidance_scale)
     if model.startswith("emoji"):
         settings = replace(settings, pipeline_args={"max_sequence_length": 1})
@@ -60,7 +68,7 @@ def drawn(
     else:
         prompts = [Prompt(label) for label in range(sampler.pipe.num_classes)]
     guided = "" if guidance_scale is None else f"-guidance-{guidance_scale:g}"
-    path = cache / f"detector-{model}-{seed}-{count}-{steps}{guided}.safetensors"
+    path = cache / f"detector-{short_name(model)}-{seed}-{count}-{steps}{guided}.safetensors"
     labels = path.with_suffix(".npy")
     asked = in_turn(prompts, range(count))
     if not labels.exists():
@@ -74,7 +82,7 @@ def drawn(
             hits.append(measure_memorization(batch.images, training, distinct=distinct).is_memorized)
         KPETrace.cat(traces).save(path)
         np.save(labels, torch.cat(hits).numpy())
-        print(f"{model}, seed {seed}: drawn", flush=True)
+        print(f"{path.stem}: drawn", flush=True)
     return KPETrace.load(path), torch.from_numpy(np.load(labels)), [str(prompt.text) for prompt in asked]
 
 
@@ -96,11 +104,23 @@ def baselines(first: KPETrace, hits: torch.Tensor, trace: KPETrace) -> dict[str,
     return found
 
 
+def joined(runs: list[tuple[KPETrace, torch.Tensor, list[str]]]) -> tuple[KPETrace, torch.Tensor, list[str]]:
+    """Of all seeds."""
+    traces, hits, subjects = zip(*runs, strict=True)
+    return KPETrace.cat(list(traces)), torch.cat(hits), [subject for own in subjects for subject in own]
+
+
+def kind(model: str) -> str:
+    """What a sample of the model is asked to be."""
+    return "prompt" if model.startswith("emoji") else "class"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=["memorizing", "emoji-memorizing"])
+    parser.add_argument("--models", nargs="+", default=["memorizing"], help="names, or folders of pipelines")
     parser.add_argument("--num-samples", type=int, default=1000, help="per seed")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--fit-seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[6, 7, 8], help="held out")
     parser.add_argument("--num-inference-steps", dest="steps", type=int, default=50)
     parser.add_argument("--guidance-scale", type=float, help="default: the model's own")
     parser.add_argument("--output", type=Path, default=HERE)
@@ -109,11 +129,12 @@ def main() -> None:
     numbers = args.output / "results" / "detector.json"
     models = json.loads(numbers.read_text())["models"] if numbers.exists() else {}
     for model in args.models:
-        runs = [drawn(model, seed, args.num_samples, args.steps, args.guidance_scale, args.cache) for seed in args.seeds]
-        first, hits, subjects = runs[0]
-        rest = KPETrace.cat([trace for trace, _, _ in runs[1:]])
-        held_out = torch.cat([other for _, other, _ in runs[1:]]).numpy()
-        names = [name for _, _, own in runs[1:] for name in own]
+        fit, held = (
+            [drawn(model, seed, args.num_samples, args.steps, args.guidance_scale, args.cache) for seed in seeds]
+            for seeds in (args.fit_seeds, args.seeds)
+        )
+        (first, hits, subjects), (rest, held_out_hits, names) = joined(fit), joined(held)
+        held_out = held_out_hits.numpy()
         detector = fit_detector(first, hits, subjects)
         predicted: dict[str, Any] = {
             "detector": detector.probability(rest).numpy(),
@@ -122,8 +143,13 @@ def main() -> None:
         found = {name: vars(score(values, held_out, names)) for name, values in predicted.items()}
         for name, (sign, values) in baselines(first, hits, rest).items():
             found[name] = vars(score(sign * values, held_out, names)) | {"sign": sign}
-        models[model if args.guidance_scale is None else f"{model}, guidance {args.guidance_scale:g}"] = {
+        share = {name: hits[[own == name for own in subjects]].double().mean().item() for name in set(names) & set(subjects)}
+        values = np.array([share.get(name, hits.double().mean().item()) for name in names])
+        found[f"share of its {kind(model)}"] = vars(score(values, held_out, names))
+        name = short_name(model)
+        models[name if args.guidance_scale is None else f"{name}, guidance {args.guidance_scale:g}"] = {
             "num_samples": args.num_samples,
+            "fit_seeds": args.fit_seeds,
             "seeds": args.seeds,
             "steps": args.steps,
             "num_held_out": len(held_out),
@@ -137,9 +163,8 @@ def main() -> None:
 
 def page(models: dict[str, Any]) -> str:
     about = (
-        "Plain Euler. Fitted on the first seed, judged on the others. `detector` is `diffusers_kts.memorization.detector`, "
-        "which keeps one latent, the last velocity. *low*: memorized samples have low values, as far as the first seed "
-        "tells."
+        "Plain Euler. Fitted on some seeds, judged on others. `detector` is `diffusers_kts.memorization.detector`, which "
+        "keeps one latent, the last velocity. *low*: memorized samples have low values, as far as the seeds of the fit tell."
     )
     return "\n\n".join([about, *(section(name, found) for name, found in models.items())])
 
@@ -157,14 +182,13 @@ def section(name: str, model: dict[str, Any]) -> str:
         ]
         for score, s in held_out.items()
     ]
-    text = name.startswith("emoji")
-    header = ["score", "AUC (95 %)", "TPR at 1 % FPR", f"AUC within a {'prompt' if text else 'class'}", "Brier"]
+    header = ["score", "AUC (95 %)", "TPR at 1 % FPR", f"AUC within a {kind(name)}", "Brier"]
     best = held_out["detector"]["auc"]
     verdict = f"{'Reached' if best >= GOAL else 'Not reached'}: AUC {best:.3f}, goal {GOAL}."
     by_group = model["cross_validated"].get("groups")
-    groups = "prompts" if text else "classes"
-    unseen = f" Cross-validated over whole {groups} on the first seed: {by_group['auc']:.3f}." if by_group else ""
-    drawn = f"{model['steps']} steps, {model['num_samples']} samples of each of seeds {', '.join(map(str, model['seeds']))}."
+    unseen = f" Cross-validated, each {kind(name)} held out whole: {by_group['auc']:.3f}." if by_group else ""
+    fit, held = (", ".join(map(str, model[which])) for which in ("fit_seeds", "seeds"))
+    drawn = f"{model['steps']} steps, {model['num_samples']} samples of each seed, fitted on {fit}, judged on {held}."
     memorized = f"{model['memorized']:.1%} of {model['num_held_out']} held-out samples memorized"
     return f"## {name}: {memorized}\n\n{drawn} {verdict}{unseen}\n\n{table(header, rows)}"
 
