@@ -84,7 +84,7 @@ def test_loras_are_drawn_from_one_after_another_on_their_base(fine_tune, kts, mo
         path, excess = (report["checkpoints"][name][key] for key in ("path_energy_per_dim", "excess_per_dim"))
         energy = np.median(own["per_dim"])
         assert path["total"]["median"] == pytest.approx(energy) and 0 < excess["p10"] < excess["median"] < energy
-        assert f"{energy:.4f} / {excess['median']:.4f}" in page
+        assert f"{energy:.4f}<br><small>{excess['median']:.4f}</small>" in page
     assert "0.png, 5.png" in page and page.index("Duplicates") < page.index("against the training step")
 
     training = TrainingImages.load(fine_tune / "pictures", (3, 32, 32), False)
