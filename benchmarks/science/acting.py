@@ -34,9 +34,9 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.report import environment, parser, table, write_page
 from benchmarks.science.concept_judge import Features, as_pixels
-from benchmarks.science.detector import short_name
 from benchmarks.science.fashion_mnist import Classifier, load_data
 from benchmarks.science.frontier import lowest
+from benchmarks.science.laboratory import short_name
 from diffusers_kts import KPETrace, KTSFlowMatchScheduler, Shaping, embedded_model
 from diffusers_kts.features.frechet import FeatureStatistics, frechet_distance
 from diffusers_kts.flow_coordinates import ON_GRID
@@ -45,7 +45,7 @@ from diffusers_kts.images.training_images import load_images
 from diffusers_kts.memorization.detector import MemorizationDetector
 from diffusers_kts.memorization.detector_fit import fit_detector, score
 from diffusers_kts.memorization.fraction import measure_memorization, memorized_fraction
-from diffusers_kts.sampling.find import IMAGES, find_model
+from diffusers_kts.sampling.find import IMAGES, find_model, fingerprint
 from diffusers_kts.sampling.prompts import Prompt, in_turn
 from diffusers_kts.sampling.sampler import Sampler
 from diffusers_kts.sampling.settings import SamplingSettings
@@ -80,7 +80,7 @@ class KeepingScheduler(KTSFlowMatchScheduler):
 
 
 class Painter:
-    """Plain samples of an embedded model, with what is needed to let each touch down, in batches of `BLOCK`."""
+    """Plain samples of a model, with what is needed to let each touch down, in batches of `BLOCK`."""
 
     def __init__(self, model: str, seed: int, steps: int) -> None:
         folder = find_model(model)
@@ -351,7 +351,7 @@ def measured(path: str, args: Any) -> dict[str, Any]:
     """Everything about one model."""
     steps = args.steps or (EMOJI_STEPS if path == EMOJI else STEPS)
     name = short_name(path)
-    count, folder = args.num_samples, args.cache / f"acting-{name}-{steps}"
+    count, folder = args.num_samples, args.cache / f"acting-{name}-{fingerprint(find_model(path))[:8]}-{steps}"
     features, reference = (of_emoji if path == EMOJI else of_fashion)(args)
     first, *others = args.seeds
     painter = Painter(path, first, steps)

@@ -31,12 +31,13 @@ import numpy as np
 import torch
 
 from benchmarks.report import HERE, environment, table, write_page
+from benchmarks.science.laboratory import short_name
 from diffusers_kts.images.training_images import load_images
 from diffusers_kts.kpe.trace import KPETrace
 from diffusers_kts.memorization.detector_fit import fit_detector, score
 from diffusers_kts.memorization.fraction import measure_memorization
 from diffusers_kts.memorization.neighbors import distinct_images
-from diffusers_kts.sampling.find import IMAGES, find_model
+from diffusers_kts.sampling.find import IMAGES, find_model, fingerprint
 from diffusers_kts.sampling.prompts import Prompt, in_turn
 from diffusers_kts.sampling.sampler import Sampler
 from diffusers_kts.sampling.settings import SamplingSettings
@@ -44,11 +45,6 @@ from examples.train_text_to_image import OneZeroToken
 
 GOAL = 0.9
 EARLY = 0.6
-
-
-def short_name(model: str) -> str:
-    """Of ``runs/n512/pipeline`` n512."""
-    return Path(model).parent.name or model
 
 
 def drawn(
@@ -68,7 +64,8 @@ def drawn(
     else:
         prompts = [Prompt(label) for label in range(sampler.pipe.num_classes)]
     guided = "" if guidance_scale is None else f"-guidance-{guidance_scale:g}"
-    path = cache / f"detector-{short_name(model)}-{seed}-{count}-{steps}{guided}.safetensors"
+    weights = fingerprint(folder)[:8]
+    path = cache / f"detector-{short_name(model)}-{weights}-{seed}-{count}-{steps}{guided}.safetensors"
     labels = path.with_suffix(".npy")
     asked = in_turn(prompts, range(count))
     if not labels.exists():
@@ -157,7 +154,8 @@ def main() -> None:
             "held_out": found,
             "cross_validated": dict(detector.scores),
         }
-    result = {"num_samples": args.num_samples, "seeds": args.seeds, "models": models, "environment": environment(began)}
+    seeds = sorted({seed for model in models.values() for seed in (*model["fit_seeds"], *model["seeds"])})
+    result = {"num_samples": args.num_samples, "seeds": seeds, "models": models, "environment": environment(began)}
     write_page(args.output, "detector", page(models), result)
 
 

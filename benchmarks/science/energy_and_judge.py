@@ -23,12 +23,14 @@ import argparse
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from benchmarks.kept import kept
 from benchmarks.report import HERE, environment, table, write_page
 from benchmarks.science.concept_judge import ConceptJudge, Features, as_pixels, views_of
 from benchmarks.science.significance import LEVEL, Test, holm, jackknife, rank_correlation
@@ -85,7 +87,6 @@ def correlations(found: dict[str, torch.Tensor], of: dict[str, torch.Tensor], pr
 def main() -> None:
     args = parse_args()
     began = time.time()
-    args.cache.mkdir(parents=True, exist_ok=True)
     data = load_emoji(args.data)
     pairs = {pair: rows[0] for pair, rows in pairs_of(data).items()}
     held_out = {tuple(pair) for pair in json.loads((MODELS / "emoji" / "held_out.json").read_text())}
@@ -94,20 +95,13 @@ def main() -> None:
         training, captions = archive["images"], archive["captions"].tolist()
     prompts = [caption for caption in captions if of_caption[caption] not in held_out][: args.num_prompts]
 
-    def kept(name: str, work: Any) -> Any:
-        path = args.cache / f"{name}.pt"
-        if not path.exists():
-            torch.save(work(), path)
-            print(f"{name}: {time.time() - began:.0f} s", flush=True)
-        return torch.load(path, weights_only=False)
-
     drawn: dict[tuple[str, float], list[dict[str, Any]]] = {}
-    painter = Painter(MODELS / args.models[0])
     for model in args.models:
         painter = Painter(MODELS / model)
         for scale in args.guidance_scales:
             drawn[model, scale] = [
                 kept(
+                    args.cache,
                     f"{model}-{scale:g}-{seed}-{len(prompts)}-{args.steps}",
                     lambda s=scale, seed=seed, painter=painter: draw(painter, prompts, s, seed, args.steps),
                 )
@@ -118,11 +112,13 @@ def main() -> None:
 
     concepts = sorted({concept for _, concept in pairs})
     pixels, generator, features = as_pixels(data["images"][list(pairs.values())]), torch.Generator().manual_seed(0), Features()
-    real = kept("views", lambda: views_of(pixels, features, painter.pipeline.vae, args.views, generator))
+    real = kept(
+        args.cache, f"views-{args.views}", lambda: views_of(pixels, features, painter.pipeline.vae, args.views, generator)
+    )
     shown_by = torch.tensor([concepts.index(concept) for _, concept in pairs]).repeat(args.views)
-    judge = kept("judge", lambda: ConceptJudge(real, shown_by))
+    judge = kept(args.cache, f"judge-{args.views}", lambda: ConceptJudge(real, shown_by))
     asked = torch.tensor([concepts.index(of_caption[prompt][1]) for prompt in prompts])
-    count = len(args.seeds)
+    count, seeds = len(args.seeds), "+".join(map(str, args.seeds))
     own, which = asked.repeat_interleave(count), torch.arange(len(prompts)).repeat_interleave(count)
 
     cells: list[dict[str, Any]] = []
@@ -131,7 +127,11 @@ def main() -> None:
         # by prompt, so that the jackknife leaves out whole prompts
         pictures = as_pixels(np.stack([run["pictures"] for run in runs], 1).reshape(-1, *training.shape[1:]))
         found = {name: torch.stack([run["found"][name] for run in runs], 1).flatten() for name in runs[0]["found"]}
-        seen = kept(f"features-{model}-{scale:g}-{count}-{len(prompts)}-{args.steps}", lambda shown=pictures: features(shown))
+        seen = kept(
+            args.cache,
+            f"features-{model}-{scale:g}-{seeds}-{len(prompts)}-{args.steps}",
+            lambda shown=pictures: features(shown),
+        )
         log_probability = judge.log_probabilities(seen).gather(1, own[:, None])[:, 0]
         scores = {"judge": log_probability}
         cell = {"model": model, "guidance": scale, "mean_log_probability": float(log_probability.mean())}
@@ -140,11 +140,9 @@ def main() -> None:
             memorization = measure_memorization(pictures, as_pixels(training))
             scores["d1/d2"] = ratio(memorization.distances)
             cell["f_mem"] = float(memorization.is_memorized.float().mean())
-        cell["tests"] = [test.name for test in correlations(found, scores, which)]
-        tests += [
-            Test(f"{model}, {scale:g}, {test.name}", test.change, test.low, test.high, test.p_value)
-            for test in correlations(found, scores, which)
-        ]
+        own_tests = list(correlations(found, scores, which))
+        cell["tests"] = [test.name for test in own_tests]
+        tests += [replace(test, name=f"{model}, {scale:g}, {test.name}") for test in own_tests]
         cells.append(cell)
     adjusted = holm(tests)
     for cell in cells:

@@ -80,8 +80,14 @@ def load_model(path: str | Path, data: Data, num_images: int = 1024) -> Model:
     elif shipped.exists():
         with np.load(shipped) as archive:
             training = to_images(archive["images"])
-    name = f"{Path(path).parents[1].name}/{Path(path).stem}" if snapshot else folder.name
-    return Model(folder.parent.name if name == "pipeline" else name, network, training)
+    name = f"{Path(path).parents[1].name}/{Path(path).stem}" if snapshot else short_name(folder)
+    return Model(name, network, training)
+
+
+def short_name(path: str | Path) -> str:
+    """What a page calls the model of a folder: of ``runs/n512/pipeline`` n512."""
+    folder = Path(path)
+    return folder.parent.name if folder.name == "pipeline" else folder.name
 
 
 @dataclass(frozen=True)

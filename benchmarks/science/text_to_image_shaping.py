@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.kept import kept
 from benchmarks.report import HERE, environment, write_page
 from benchmarks.science.concept_judge import ConceptJudge, Features, as_pixels, views_of
 from benchmarks.science.significance import LEVEL, Test, f_mem_test, holm
@@ -82,13 +83,6 @@ def main() -> None:
     captions = captions[: args.num_samples]
     drawer, features = Drawer(args.model), Features()
 
-    def kept(name: str, work: Any) -> Any:
-        path = args.cache / f"{name}.pt"
-        if not path.exists():
-            torch.save(work(), path)
-            print(f"{name}: {time.time() - began:.0f} s", flush=True)
-        return torch.load(path, weights_only=False)
-
     # the judge, from real pictures alone
     data = load_emoji(args.data)
     pairs = {pair: rows[0] for pair, rows in pairs_of(data).items()}
@@ -96,7 +90,7 @@ def main() -> None:
     number = {concept: i for i, concept in enumerate(concepts)}
     pixels, generator = as_pixels(data["images"][list(pairs.values())]), torch.Generator().manual_seed(0)
 
-    real = kept("views", lambda: views_of(pixels, features, drawer.pipeline.vae, args.views, generator))
+    real = kept(args.cache, "views", lambda: views_of(pixels, features, drawer.pipeline.vae, args.views, generator))
     judge = ConceptJudge(real, torch.tensor([number[c] for _, c in pairs]).repeat(args.views))
     real = real[: len(pixels)]
     of_caption = {full_caption(*pair): (i, number[pair[1]]) for i, pair in enumerate(pairs)}
@@ -122,7 +116,7 @@ def main() -> None:
             top[scale] = float((judge.ranks(features(as_pixels(pictures)), own[:200]) < 1).float().mean())
         return top
 
-    by_scale = kept("by_scale", choose) if args.best_guidance else {}
+    by_scale = kept(args.cache, "by_scale", choose) if args.best_guidance else {}
     scales = [1.0, *([max(SCALES, key=lambda scale: (by_scale[scale], -scale))] if by_scale else [])]
     result: dict[str, Any] = {
         "num_samples": len(captions), "seeds": [5], "guidance_scales": scales,
@@ -134,7 +128,7 @@ def main() -> None:
         for steps in args.steps:
             plain: Any = None
             for preset in PRESETS:
-                m = kept(f"{preset}-{steps}-{scale:g}", lambda s=scale, n=steps, p=preset: measured(s, n, p))
+                m = kept(args.cache, f"{preset}-{steps}-{scale:g}", lambda s=scale, n=steps, p=preset: measured(s, n, p))
                 ratio = m["distances"][:, 0] / m["distances"][:, 1]
                 memorized = ratio < 1 / 3
                 row = {
