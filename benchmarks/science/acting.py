@@ -2,9 +2,9 @@ r"""Acting on the detector of memorized samples, against a touchdown of all samp
 
     python -m benchmarks.science.acting --data fashion_mnist.npz
     python -m benchmarks.science.acting --data fashion_mnist.npz --emoji emoji64.npz \
-        --models memorizing runs/n512/pipeline emoji-memorizing
+        --models memorizing runs/n1024-seed1/pipeline emoji-memorizing
 
-`n512` is a training of ``benchmarks/science/trainings.py``. Plain Euler steps, guidance 1: 50 on the grey models, 20 on
+`n1024-seed1` is a training of ``benchmarks/science/trainings.py``. Plain Euler steps, guidance 1: 50 on the grey models, 20 on
 `emoji-memorizing`, whose samples are its training captions in turn.
 The detector is fitted on the first seed and acts on the others. What counts was fixed before the run:
 
