@@ -6,12 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 from diffusers import DiffusionPipeline
-from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.callbacks import PipelineCallback
 
 from ..kpe.recorder import KPERecorder
 from ..kpe.recording import Session, main_trace, measurable_schedulers, namesake, recording
 from ..kpe.trace import KPETrace
-from .pipeline_kpe_monitor import KPEMonitorPipeline
+from .pipeline_kpe_monitor import KPEMonitorPipeline, callbacks_in
 
 
 class KPECallback(PipelineCallback):
@@ -108,7 +108,7 @@ def _listening_class(cls: Any) -> type:
 
     @functools.wraps(cls.__call__)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        given = [part for value in (*args, *kwargs.values()) for part in _callbacks(value)]
+        given = [part for part in callbacks_in(*args, *kwargs.values()) if isinstance(part, KPECallback)]
         if not given:
             return cls.__call__(self, *args, **kwargs)
         turn, guidance = (any(getattr(c, name) for c in given) for name in ("record_turn", "record_guidance"))
@@ -118,8 +118,3 @@ def _listening_class(cls: Any) -> type:
             return cls.__call__(self, *args, **kwargs)
 
     return namesake(cls, {"__call__": call, "listens_to_callbacks": True})
-
-
-def _callbacks(value: Any) -> list[KPECallback]:
-    parts = value.callbacks if isinstance(value, MultiPipelineCallbacks) else [value]
-    return [part for part in parts if isinstance(part, KPECallback)]

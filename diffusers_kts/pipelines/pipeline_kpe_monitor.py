@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 from diffusers import DiffusionPipeline, ModularPipeline
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 
 from ..kpe.recording import PIPELINES, main_trace, measurable_schedulers, namesake, recording
 from ..kpe.trace import KPETrace
@@ -112,7 +113,9 @@ class KPEMonitorPipeline:
             self.__class__ = monitored
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with recording(self, self.record_turn, self.record_guidance) as session:
+        asking = [self, *callbacks_in(*args, *kwargs.values())]
+        turn, guidance = (any(getattr(one, n, False) for one in asking) for n in ("record_turn", "record_guidance"))
+        with recording(self, turn, guidance) as session:
             try:
                 output = super().__call__(*args, **kwargs)  # type: ignore[misc]
             finally:
@@ -121,6 +124,12 @@ class KPEMonitorPipeline:
         if hasattr(output, "__dict__"):  # a tuple, list or array takes no attribute
             output.kpe = self.kpe
         return output
+
+
+def callbacks_in(*arguments: Any) -> list[PipelineCallback]:
+    """The callbacks among the arguments of a pipeline call, one by one."""
+    groups = [given.callbacks if isinstance(given, MultiPipelineCallbacks) else [given] for given in arguments]
+    return [part for group in groups for part in group if isinstance(part, PipelineCallback)]
 
 
 def plain_class(cls: type) -> Any:

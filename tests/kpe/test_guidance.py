@@ -6,6 +6,7 @@ import matrix.qwenimage
 import matrix.z_image  # noqa: F401 (both register their builders)
 import pytest
 import torch
+from diffusers.callbacks import MultiPipelineCallbacks
 from matrix.registry import BUILDERS
 from tiny_diffusion import DIFFUSION, diffusion_call
 from tiny_pipelines import TINY, call_kwargs
@@ -133,6 +134,17 @@ def test_pipelines_of_either_form_are_split(name, scale, guided, unguided, dtype
     pipe(**arguments(unguided), callback_on_step_end=(alone := KPECallback(pipe)))
     first = energy.kpe.conditional_power[:, 0]  # the conditional prediction of the same noise
     torch.testing.assert_close(first, alone.kpe.power[:, 0], rtol=tolerance, atol=0)
+
+
+def test_a_callback_asks_on_a_monitored_pipeline_too(pipe, call):
+    expected, monitor = monitored(pipe, guidance_scale=2.0, **call)[1], KPEMonitorPipeline.from_pipe(pipe)
+    for measured in (monitor, None):
+        energy = KPECallback(measured, record_turn=True, record_guidance=True)
+        monitor(guidance_scale=2.0, callback_on_step_end=MultiPipelineCallbacks([energy]), **call)
+        assert torch.equal(energy.kpe.guidance_norm, expected.guidance_norm)
+        assert monitor.kpe.turn is not None and monitor.kpe.guidance_norm is not None
+    monitor(guidance_scale=2.0, **call)
+    assert monitor.kpe.turn is None and monitor.kpe.guidance_norm is None
 
 
 def test_negated_velocities_and_rescaled_guidance():
