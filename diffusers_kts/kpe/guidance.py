@@ -83,8 +83,8 @@ class Predictions:
 def watch(pipeline: Any, recorder: Any) -> Callable[[], None]:
     """Let ``recorder`` see what the networks of the pipeline put out; the result ends that."""
     predictions = recorder.predictions = Predictions()
-    networks = {id(network): network for name in NETWORKS if (network := getattr(pipeline, name, None)) is not None}
-    handles = [network.register_forward_hook(predictions.keep) for network in networks.values()]
+    networks = {network for name in NETWORKS if isinstance(network := getattr(pipeline, name, None), torch.nn.Module)}
+    handles = [network.register_forward_hook(predictions.keep) for network in networks]
 
     def undo() -> None:
         recorder.predictions = None

@@ -136,6 +136,24 @@ def test_pipelines_of_either_form_are_split(name, scale, guided, unguided, dtype
     torch.testing.assert_close(first, alone.kpe.power[:, 0], rtol=tolerance, atol=0)
 
 
+class Exported:
+    """A network that is no torch module, as one exported to another runtime."""
+
+    def __init__(self, network):
+        self.run, self.config, self.dtype = network.forward, network.config, network.dtype
+
+    def __call__(self, *args, **kwargs):
+        return self.run(*args, **kwargs)
+
+
+def test_a_network_that_is_no_module_is_run_but_not_seen(pipe, call, monkeypatch):
+    expected = pipe(guidance_scale=2.0, **call).images
+    monkeypatch.setitem(vars(pipe), "transformer", Exported(pipe.transformer))
+    with pytest.warns(RuntimeWarning, match="at step 0 no output of the pipeline's transformer or unet was seen"):
+        images, trace = monitored(pipe, guidance_scale=2.0, **call)
+    assert torch.equal(images, expected) and trace.guidance_norm is None and (trace.power > 0).all()
+
+
 def test_a_callback_asks_on_a_monitored_pipeline_too(pipe, call):
     expected, monitor = monitored(pipe, guidance_scale=2.0, **call)[1], KPEMonitorPipeline.from_pipe(pipe)
     for measured in (monitor, None):
