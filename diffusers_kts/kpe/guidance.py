@@ -47,6 +47,7 @@ class Predictions:
         """A forward hook."""
         self.outputs.append(output)
 
+    @torch.no_grad()
     def split(self, output: torch.Tensor, to_velocity: Callable[[torch.Tensor], torch.Tensor]) -> Guidance | str:
         """The guidance of ``output`` (B, ...), which the scheduler was given, or why it is not known. Does not wait for the
         device.
@@ -59,7 +60,7 @@ class Predictions:
         self.outputs.clear()
         if not outputs:
             return "no output of the pipeline's transformer or unet was seen"
-        parts = [part.detach() for kept in outputs if kept is not None for part in kept.split(len(output))]
+        parts = [part for kept in outputs if kept is not None for part in kept.split(len(output))]
         if any(kept is None for kept in outputs) or not parts[0].is_floating_point():
             return "the network's output has a form that is not known"
         if len(parts) > 2:

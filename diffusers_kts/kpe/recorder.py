@@ -210,16 +210,23 @@ class KPERecorder:
         gains = [gain if isinstance(gain, torch.Tensor) else torch.full_like(power[:, 0], gain) for gain in run.gains]
         return power, torch.stack(gains, 1), run.turn
 
-    def observe_tokens(self, v: torch.Tensor, begin: float, end: float, gain: Any, token_dt: torch.Tensor) -> None:
+    def observe_tokens(
+        self, v: torch.Tensor, begin: float, end: float, gain: Any, token_dt: torch.Tensor, source: Source | None = None
+    ) -> None:
         """A step in which every token went its own interval ``token_dt`` (B, S, 1), with ``gain``, a float or (B, S, 1).
 
-        It is recorded as the power and gain (B,) that give the same energies over the interval of the schedule.
+        It is recorded as the power and gain (B,) that give the same energies over the interval of the schedule; guidance
+        likewise, of the velocity or of its ``source``.
         """
         dt, gain = token_dt.detach(), torch.as_tensor(gain).detach()
         interval = max(abs(end - begin), torch.finfo(torch.float32).tiny)
-        v = v.detach() * (dt / interval).sqrt()
+        share = (dt / interval).sqrt()
+        output, to_velocity = source or Source(v, lambda v: v)
+        source = Source(output, lambda output: to_velocity(output) * share)
+        v = v.detach() * share
         power, factor = squared_norm(v), gain * (dt * interval).sqrt()
-        self.observe(v, begin, end, torch.where(power > 0, squared_norm(gain * v) / power, 1.0).sqrt(), power, factor=factor)
+        gain = torch.where(power > 0, squared_norm(gain * v) / power, 1.0).sqrt()
+        self.observe(v, begin, end, gain, power, factor=factor, source=source)
 
     def end_run(self) -> None:
         """No further step is planned: what only the next one would need is let go."""

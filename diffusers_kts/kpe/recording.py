@@ -179,11 +179,11 @@ def _recording_class(cls: Any) -> type:
         index = schedule.index_of(timestep) if made is None else made - 1
         begin, end = schedule.levels[index : index + 2]
         v = velocity(self, schedule, index, model_output, sample)
+        source = Source(model_output, lambda output: velocity(self, schedule, index, output, sample))
         if (token_timesteps := given.get("per_token_timesteps")) is not None:
             token_dt = token_intervals(token_timesteps / self.config.num_train_timesteps, self.sigmas)
-            self.recorder.observe_tokens(v, begin, end, 1.0, token_dt)
+            self.recorder.observe_tokens(v, begin, end, 1.0, token_dt, source)
         else:
-            source = Source(model_output, lambda output: velocity(self, schedule, index, output, sample))
             self.recorder.observe(v, begin, end, source=source)
         if index + 2 == len(schedule.levels):
             self.recorder.end_run()

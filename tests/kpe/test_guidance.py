@@ -2,8 +2,9 @@
 
 import warnings
 
+import matrix.ltx
 import matrix.qwenimage
-import matrix.z_image  # noqa: F401 (both register their builders)
+import matrix.z_image  # noqa: F401 (the three register their builders)
 import pytest
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks
@@ -40,7 +41,7 @@ def call():
 def monitored(pipe, **arguments):
     monitor = KPEMonitorPipeline.from_pipe(pipe)
     monitor.record_guidance = True
-    return monitor(**arguments).images, monitor.kpe
+    return monitor(**arguments)[0], monitor.kpe
 
 
 def parts(pipe, call, scale, sigmas, interval):
@@ -134,6 +135,28 @@ def test_pipelines_of_either_form_are_split(name, scale, guided, unguided, dtype
     pipe(**arguments(unguided), callback_on_step_end=(alone := KPECallback(pipe)))
     first = energy.kpe.conditional_power[:, 0]  # the conditional prediction of the same noise
     torch.testing.assert_close(first, alone.kpe.power[:, 0], rtol=tolerance, atol=0)
+
+
+@pytest.mark.parametrize("shaped", [False, True])
+def test_tokens_are_split_by_their_own_intervals(shaped):
+    """LTX with a picture given at half strength: its tokens begin at flow time 0.5."""
+    tiny, seen = BUILDERS["LTXConditionPipeline"](), []
+    if shaped:
+        tiny.pipe.scheduler = KTSFlowMatchScheduler.from_config(tiny.pipe.scheduler.config, alpha_0=0.1)
+    keep = lambda network, args, kwargs, output: seen.append((kwargs["timestep"].chunk(2)[0] / 1000, *output[0].chunk(2)))  # noqa: E731
+    tiny.pipe.transformer.register_forward_hook(keep, with_kwargs=True)
+    trace = monitored(tiny.pipe, **tiny.call() | {"strength": 0.5})[1]
+    powers, norms, shares = [], [], []
+    for i, (sigmas, u, c) in enumerate(seen):
+        lower = [[max(level for level in (*trace.sigmas, 0.0) if level < s - 1e-6) for s in row] for row in sigmas]
+        share = (sigmas - torch.tensor(lower))[..., None] / (trace.sigmas[i] - trace.sigmas[i + 1])
+        powers.append((share * c**2).sum((1, 2)))
+        norms.append((share * (c - u) ** 2).sum((1, 2)).sqrt())
+        shares.append(share)
+    assert any(((share > 0) & (share < 0.99)).any() for share in shares)
+    torch.testing.assert_close(trace.conditional_power, torch.stack(powers, 1), rtol=1e-4, atol=0)
+    torch.testing.assert_close(trace.guidance_norm, torch.stack(norms, 1), rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(trace.guidance_scale, torch.full_like(trace.power, 3.0), rtol=1e-3, atol=0)
 
 
 class Exported:
