@@ -82,7 +82,9 @@ class Predictions:
 
 
 def watch(pipeline: Any, recorder: Any) -> Callable[[], None]:
-    """Let ``recorder`` see what the networks of the pipeline put out; the result ends that."""
+    """Let ``recorder`` see what the networks of the pipeline put out, unless it does; the result ends that."""
+    if recorder.predictions is not None:  # a record around this one has begun it, and will end it
+        return lambda: None
     predictions = recorder.predictions = Predictions()
     networks = {network for name in NETWORKS if isinstance(network := getattr(pipeline, name, None), torch.nn.Module)}
     handles = [network.register_forward_hook(predictions.keep) for network in networks]

@@ -20,6 +20,7 @@ from diffusers_kts import (
     KTSFlowMatchScheduler,
     embedded_model,
 )
+from diffusers_kts.kpe.recording import recording
 
 
 def randn(*shape, seed=0):
@@ -186,6 +187,26 @@ def test_a_callback_asks_on_a_monitored_pipeline_too(pipe, call):
         assert monitor.kpe.turn is not None and monitor.kpe.guidance_norm is not None
     monitor(guidance_scale=2.0, **call)
     assert monitor.kpe.turn is None and monitor.kpe.guidance_norm is None
+
+
+@pytest.mark.parametrize("shaped", [False, True])
+def test_a_record_within_another_uses_its_predictions(pipe, call, shaped, monkeypatch):
+    if shaped:
+        monkeypatch.setattr(pipe, "scheduler", KTSFlowMatchScheduler())
+    expected, hooks = monitored(pipe, guidance_scale=2.0, **call)[1], set()
+
+    def look(*arguments):
+        hooks.add(len(pipe.transformer._forward_hooks))
+        return arguments[-1]
+
+    with recording(pipe, record_guidance=True) as outer:
+        inner = monitored(pipe, guidance_scale=2.0, callback_on_step_end=look, **call)[1]
+        predictions = pipe.scheduler.recorder.predictions
+        assert predictions is not None and not predictions.outputs and hooks == {1}
+        again = pipe(guidance_scale=2.0, **call) and outer.traces()[-1]
+    for trace in (inner, again):
+        assert torch.equal(trace.guidance_norm, expected.guidance_norm)
+    assert not pipe.transformer._forward_hooks
 
 
 def test_negated_velocities_and_rescaled_guidance():
