@@ -274,29 +274,19 @@ class KPERecorder:
             ends=None if torch.equal(ends, sigmas[1:]) else ends,
             **{name: value.cpu() for name, value in optional.items() if value is not None},
         )
-        self._warn_of_nonfinite(trace)
+        if nonfinite := _nonfinite(trace):
+            self._warn("nonfinite", nonfinite)
         return trace
 
     def traces(self) -> list[KPETrace]:
         """The records of all runs."""
         return [trace for i in range(len(self.runs)) if (trace := self.trace(i)) is not None]
 
-    def _warn_of_nonfinite(self, trace: KPETrace) -> None:
-        bad = (trace.nonfinite >= 0).nonzero().flatten().tolist()
-        if bad:
-            first = ", ".join(f"sample {i} from step {int(trace.nonfinite[i])}" for i in bad[:8])
-            more = f" and {len(bad) - 8} more" if len(bad) > 8 else ""
-            self._warn(
-                "nonfinite",
-                f"the velocity was not finite for {first}{more}; their energies are NaN or infinite, the others are right. "
-                "Try a wider dtype or another seed.",
-            )
-
     def _warn(self, about: str, message: str) -> None:
-        """Once a run."""
+        """The caller of `trace`, once a run."""
         if about not in self._warned:
             self._warned.add(about)
-            warnings.warn(message, RuntimeWarning, stacklevel=4)
+            warnings.warn(message, RuntimeWarning, stacklevel=3)
 
     def __deepcopy__(self, memo: dict) -> "KPERecorder":
         """A copy records on its own: lists are copied, the tensors in them never change."""
@@ -310,6 +300,19 @@ class KPERecorder:
         if self.session is not None:
             self.session.append(twin)
         return twin
+
+
+def _nonfinite(trace: KPETrace) -> str:
+    """Which velocities were not finite, in words; empty if all were."""
+    bad = (trace.nonfinite >= 0).nonzero().flatten().tolist()
+    if not bad:
+        return ""
+    first = ", ".join(f"sample {i} from step {int(trace.nonfinite[i])}" for i in bad[:8])
+    more = f" and {len(bad) - 8} more" if len(bad) > 8 else ""
+    return (
+        f"the velocity was not finite for {first}{more}; their energies are NaN or infinite, the others are right. Try a wider "
+        "dtype or another seed."
+    )
 
 
 def _moved(so_far: torch.Tensor | None, v: torch.Tensor, factor: Any) -> torch.Tensor:

@@ -228,6 +228,15 @@ def test_a_prediction_that_is_not_finite_spoils_no_other_sample(pipe, call):
     torch.testing.assert_close(trace.guidance_scale, whole.guidance_scale)
 
 
+def test_warnings_point_to_the_line_that_reads_the_record(pipe, call):
+    call["latents"][1] = float("nan")
+    with recording(pipe, record_guidance=True) as session:
+        pipe(guidance_scale=0.5, **call)
+    with pytest.warns(RuntimeWarning) as warned:
+        session.recorders[0].trace()
+    assert [warning.filename for warning in warned] == [__file__, __file__]
+
+
 def test_the_record_is_kept_joined_and_tabulated(pipe, call, tmp_path):
     trace = monitored(pipe, guidance_scale=2.0, **call)[1]
     trace.save(tmp_path / "trace")
