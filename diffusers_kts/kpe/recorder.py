@@ -310,8 +310,8 @@ def _nonfinite(trace: KPETrace) -> str:
     first = ", ".join(f"sample {i} from step {int(trace.nonfinite[i])}" for i in bad[:8])
     more = f" and {len(bad) - 8} more" if len(bad) > 8 else ""
     return (
-        f"the velocity was not finite for {first}{more}; their energies are NaN or infinite, the others are right. Try a wider "
-        "dtype or another seed."
+        f"the velocity was not finite for {first}{more}; their energies are NaN or infinite, the others are right. Try a "
+        "wider dtype or another seed."
     )
 
 

@@ -124,7 +124,7 @@ class KTSAdaptiveFlowMatchScheduler(KTSFlowMatchScheduler):
         index = self.check_call(model_output, timestep, sample)
         self.recorder.record_turn |= self.config.turning is not None
         v = self.velocity(index, model_output, sample)
-        speed = self.recorder.measure(v)
+        speed = self.recorder.measure(v, source=self.source(index, model_output, sample))
         gain = self._adapted_gain(index, speed, v[0].numel())
         prev_sample = self._moved_by(index, v, sample, gain).to(model_output.dtype)
         self._step_index += 1

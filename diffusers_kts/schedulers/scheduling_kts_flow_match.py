@@ -180,7 +180,8 @@ class KTSFlowMatchScheduler(KTSSchedulerMixin, FlowMatchEulerDiscreteScheduler):
         else:
             prev_sample, known = self._moved(plan, index, model_output, sample, gain, known)
             self._step_index += 1
-        self.observe(index, self.velocity(index, model_output, sample), gain, **known)
+        given = index, model_output, sample
+        self.observe(index, self.velocity(*given), gain, source=self.source(*given), **known)
         if not return_dict:
             return (prev_sample,)
         return FlowMatchEulerDiscreteSchedulerOutput(prev_sample=prev_sample)

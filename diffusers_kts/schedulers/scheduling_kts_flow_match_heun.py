@@ -98,7 +98,7 @@ class KTSFlowMatchHeunScheduler(KTSFlowMatchScheduler, FlowMatchHeunDiscreteSche
         else:
             prev_sample = self._shaped_step(index, v, sample).to(model_output.dtype)
             self._step_index += 1
-        self.observe(index, v, gain)
+        self.observe(index, v, gain, source=self.source(index, model_output, sample))
         if not return_dict:
             return (prev_sample,)
         return FlowMatchHeunDiscreteSchedulerOutput(prev_sample=prev_sample)

@@ -17,6 +17,8 @@ from diffusers_kts import (
     KPECallback,
     KPEMonitorPipeline,
     KPETrace,
+    KTSAdaptiveFlowMatchScheduler,
+    KTSFlowMatchHeunScheduler,
     KTSFlowMatchScheduler,
     embedded_model,
 )
@@ -136,6 +138,25 @@ def test_pipelines_of_either_form_are_split(name, scale, guided, unguided, dtype
     pipe(**arguments(unguided), callback_on_step_end=(alone := KPECallback(pipe)))
     first = energy.kpe.conditional_power[:, 0]  # the conditional prediction of the same noise
     torch.testing.assert_close(first, alone.kpe.power[:, 0], rtol=tolerance, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "settings"),
+    [
+        (KTSFlowMatchScheduler, {}),
+        (KTSFlowMatchHeunScheduler, {}),
+        (KTSAdaptiveFlowMatchScheduler, {"energy_budget": 1.0}),
+    ],
+)
+def test_levels_above_one_are_split_as_with_the_stock_scheduler(scheduler, settings):
+    pipe, traces = TINY["sd3"](), []
+    for twin in (pipe.scheduler, scheduler.from_config(pipe.scheduler.config, **settings)):
+        pipe.scheduler = twin
+        traces.append(monitored(pipe, **call_kwargs("sd3", guidance_scale=3.5, sigmas=[4.0, 2.0, 1.0, 0.5]))[1])
+    stock, ours = traces
+    torch.testing.assert_close(ours.guidance_scale, torch.full_like(ours.power, 3.5), rtol=1e-3, atol=0)
+    for name in ("conditional_power", "guidance_norm"):  # at the noise, where both runs are the same
+        torch.testing.assert_close(getattr(ours, name)[:, 0], getattr(stock, name)[:, 0])
 
 
 @pytest.mark.parametrize("shaped", [False, True])
