@@ -86,7 +86,7 @@ class Run:
         misfits = torch.stack([split.misfit for split in splits]).tolist()  # type: ignore[union-attr]
         if bad := [i for i, misfit in enumerate(misfits) if misfit > 1]:
             return (
-                f"at step {bad[0]} the velocity is no v_u + g (v_c - v_u), g >= 1, of the network's predictions: guidance may "
+                f"at step {bad[0]} the velocity is no v_u + s (v_c - v_u), s >= 1, of the network's predictions: guidance may "
                 "be rescaled, limited to some channels, or below 1, or the pipeline turns the output into another form"
             )
         if all(split.predictions == 1 for split in splits):  # type: ignore[union-attr]

@@ -76,10 +76,11 @@ class KPETrace:
         ends: (N,) noise level where each step ended, if the run went back (Restart sampling, RePaint) and these are not the
             levels of the next evaluations; otherwise None.
         memorization_probability: (B,) as a detector judged the samples during the run, see `KTSDetectorFlowMatchScheduler`.
-        guidance_scale: (B, N) the ``s`` of classifier-free guidance, ``v = v_u + s (v_c - v_u)``, as found from the network's
-            predictions; 1 where it gave one prediction. Recorded on request, see `KPEMonitorPipeline.record_guidance`, as are
-            the next two; None where no step had two predictions (no guidance, or a distilled one, which the network itself
-            makes), and, with a warning, where the velocity is no such combination.
+        guidance_scale: (B, N) the ``s`` of guidance, ``v = v_u + s (v_c - v_u)``, as found from the network's predictions; 1
+            where it gave one. Any two that combine so are taken: conditional and unconditional (classifier-free guidance), or
+            plain and perturbed (perturbed attention without it). Recorded on request, see
+            `KPEMonitorPipeline.record_guidance`, as are the next two; None where no step had two predictions (no guidance, or
+            a distilled one, which the network itself makes), and, with a warning, where the velocity is no such combination.
         conditional_power: (B, N) ``||v_c||^2`` of the conditional prediction.
         guidance_norm: (B, N) ``||v_c - v_u||``, 0 where the network gave one prediction. Of predicted noise, which differs by
             ``t (v_c - v_u)``, the mean over the steps is the memorization score of Wen et al. (arXiv 2407.21720).
