@@ -186,7 +186,7 @@ class ClassConditionalFlowPipeline(DiffusionPipeline):
             num_inference_steps (`int`): Euler steps.
             sigmas (`list[float]` or `str`, *optional*): noise levels in place of the scheduler's own, or "cosine" for
                 those of `cosine_sigmas`. The scheduler's shift acts on them, too.
-            guidance_scale (`float`): classifier-free guidance, ``v = v_uncond + g (v_cond - v_uncond)``; 1 is off.
+            guidance_scale (`float`): classifier-free guidance, ``v = v_uncond + s (v_cond - v_uncond)``; 1 is off.
             guidance_channels (`int`, *optional*): guide the first channels, this many; the others move as without guidance.
                 All by default; SiT's own samples are guided on 3 of 4.
             guidance_start (`float`): flow time from which guidance acts; REPA guides at noise levels up to 0.7, from 0.3 on.
