@@ -24,7 +24,7 @@ from diffusers_kts.audit.job import FILES, run_audit
 from diffusers_kts.audit.measures import Findings, separate
 from diffusers_kts.audit.sampling import SAMPLERS, AuditSampler
 from diffusers_kts.audit.settings import AuditSettings
-from diffusers_kts.audit.store import BLOCKS, MANIFEST
+from diffusers_kts.audit.store import BLOCKS, MANIFEST, begin
 from diffusers_kts.audit.verdict import verdict
 from diffusers_kts.cli.app import app as commands
 from diffusers_kts.features.frechet import DensityCoverage, PrecisionRecall
@@ -256,6 +256,19 @@ def test_other_settings_in_the_same_folder_are_refused(audited, tmp_path, change
     with pytest.raises(ValueError, match=words):
         run_audit(small(folder, **changes), show_progress=False)
     assert contents(folder)[0] == before[0]
+
+
+def test_a_digest_that_an_earlier_version_did_not_note_is_not_compared(tmp_path):
+    settings, now = small(tmp_path / "out"), {"model": "a", "features": "b"}
+    begin(settings, {"settings": {"seed": 0}, "sha256": {"model": "a"}})
+    before = (tmp_path / "out" / MANIFEST).read_bytes()
+    begin(settings, {"settings": {"seed": 0}, "sha256": now})
+    assert (tmp_path / "out" / MANIFEST).read_bytes() == before
+    with pytest.raises(ValueError, match="another model"):
+        begin(settings, {"settings": {"seed": 0}, "sha256": now | {"model": "c"}})
+    begin(small(tmp_path / "new"), {"sha256": now})
+    with pytest.raises(ValueError, match="another features"):
+        begin(small(tmp_path / "new"), {"sha256": now | {"features": "c"}})
 
 
 def test_a_damaged_manifest_is_named(audited, tmp_path):
