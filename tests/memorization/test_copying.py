@@ -44,6 +44,14 @@ def test_calibrated_l2_is_the_published_formula(features, n, monkeypatch):
     assert (found[::4] < 0.4).all()
 
 
+@pytest.mark.parametrize("offset", [100, 1000])
+def test_calibrated_l2_does_not_depend_on_where_features_lie(features, offset):
+    ours, known = (torch.from_numpy(offset + 0.1 * part).float() for part in features)
+    apart = np.sort(distances(ours.double().numpy(), known.double().numpy()), axis=1)
+    found = calibrated_l2(torch.from_numpy(apart[:, 0]), ours, known)
+    assert found.numpy() == pytest.approx(apart[:, 0] / (0.5 * apart[:, :50].mean(1)), rel=1e-5)
+
+
 def test_the_copying_statistic_counts_pairs():
     g = torch.Generator().manual_seed(0)
     samples, real = torch.rand(30, generator=g), torch.rand(50, generator=g)
