@@ -29,17 +29,17 @@ def copying_statistic(samples: torch.Tensor, real: torch.Tensor) -> float:
     return (farther - m * n / 2) / math.sqrt(m * n * (m + n + 1) / 12)
 
 
-def authentic(found: Memorization, measure: Callable[[torch.Tensor], Memorization]) -> torch.Tensor:
+def authentic(found: Memorization, spacing: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
     """(B,) bool, whether a sample is farther from its nearest training image than that is from its nearest other training
     image; the mean is AuthPct (Alaa et al. 2022), here among distinct training images.
 
     Args:
         found (`Memorization`): of the samples.
-        measure (`Callable`): the same measure, of the training images with the indices (m,) in place of samples.
+        spacing (`Callable`): of the training images with the indices (m,), distances (m,) to the nearest other one, by the
+            same measure.
     """
     nearest, place = found.indices[:, 0].unique(return_inverse=True)
-    spacing = measure(nearest).distances[:, 1]  # the first is the image itself
-    return found.distances[:, 0] > spacing[place]
+    return found.distances[:, 0] > spacing(nearest)[place]
 
 
 @torch.no_grad()
