@@ -14,7 +14,7 @@ from ..sampling.devices import usable_device
 from ..sampling.find import find_model, fingerprint, load_model, num_classes
 from ..sampling.prompts import Prompt, prompts_hash, read_prompts
 from ..sampling.sampler import Sampler
-from .checkpoints import EMA, Checkpoint, check_parts, find_checkpoints, load_parts, put_lora
+from .checkpoints import EMA, Checkpoint, find_checkpoints, load_parts, put_lora, with_parts_of
 from .ground import Ground, about, image_paths, measured_in
 from .measures import Findings, measure_sampler
 from .result import FORMAT, AuditResult, finished
@@ -41,8 +41,8 @@ def run_series(settings: AuditSettings, show_progress: bool = True) -> AuditResu
     kind, folder, base = checkpoints[0].kind, checkpoints[0].path, None
     if kind != "pipeline" or folder is None:
         folder = base = find_model(settings.model)
-        for checkpoint in checkpoints:
-            check_parts(checkpoint, base)
+        if kind == "part of a pipeline":
+            checkpoints = with_parts_of(base, checkpoints)
         checkpoints.insert(0, Checkpoint(None, 0, fingerprint(base), kind))
     prompts = read_prompts(settings, num_classes(folder))
     training = image_paths(settings, folder)
