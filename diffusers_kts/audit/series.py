@@ -135,6 +135,7 @@ class _Loaded:
         if self.held != checkpoint.path and checkpoint.kind == "LoRA":
             put_lora(self.sampler.sampler.pipe, checkpoint)
         elif self.held != checkpoint.path:
+            del self.sampler  # before the next is loaded: a device may have room for one
             self.sampler = self._load(checkpoint)
         self.held = checkpoint.path
         return self.sampler

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import weakref
 from pathlib import Path
 
 import jsonschema
@@ -18,7 +19,7 @@ from tiny_diffusion import DIFFUSION
 from tiny_pipelines import tiny_sd3
 
 from diffusers_kts import embedded_model
-from diffusers_kts.audit import job
+from diffusers_kts.audit import job, series
 from diffusers_kts.audit.checkpoints import find_checkpoints, with_parts_of
 from diffusers_kts.audit.sampling import PlainSampler
 from diffusers_kts.audit.settings import AuditSettings, fewest_samples
@@ -140,8 +141,21 @@ def trained(folder, seed):
     return transformer
 
 
-def test_a_checkpoint_may_hold_the_transformer_alone(fine_tune, kts, tmp_path):
-    """As accelerate's save_state leaves it: averaged weights come first, pickles are not read, the base is drawn, too."""
+def test_a_checkpoint_may_hold_the_transformer_alone(fine_tune, kts, tmp_path, monkeypatch):
+    """As accelerate's save_state leaves it: averaged weights come first, pickles are not read, the base is drawn, too. Of
+    the pipelines one is held at a time."""
+    init, load, held, before = PlainSampler.__init__, series.load_parts, [], []
+
+    def note(self, sampler, prompts):
+        held.append(weakref.ref(sampler.pipe.transformer))
+        init(self, sampler, prompts)
+
+    def look(*args):
+        before.append([pipeline() is not None for pipeline in held])
+        return load(*args)
+
+    monkeypatch.setattr(PlainSampler, "__init__", note)
+    monkeypatch.setattr(series, "load_parts", look)
     last = {20: trained(tmp_path / "checkpoint-20" / "transformer", 20)}
     trained(tmp_path / "checkpoint-40" / "transformer", 1)
     last[40] = trained(tmp_path / "checkpoint-40" / "transformer_ema", 40)
@@ -156,6 +170,7 @@ def test_a_checkpoint_may_hold_the_transformer_alone(fine_tune, kts, tmp_path):
         (tmp_path / shared).symlink_to(fine_tune / shared)
     code, out, err = kts("audit", *f"{ARGS} --checkpoints checkpoint-40 checkpoint-20 --output out".split())
     assert code == 0, err
+    assert before == [[False], [False, False]]
     rows, report = pd.read_parquet("out/samples.parquet"), json.loads(Path("out/report.json").read_text())
     assert [*report["checkpoints"]] == ["base model", "step 20", "step 40"] and not Path("harm").exists()
     assert (
