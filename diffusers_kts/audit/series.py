@@ -75,11 +75,10 @@ def run_series(settings: AuditSettings, show_progress: bool = True) -> AuditResu
             for block, batches in zip(blocks, drawn_once(place, blocks, [SAMPLES], [SAMPLES], draw), strict=True):
                 held.append(batches)
                 bar.update(len(block))
-            found = measure_sampler(
-                checkpoint.name, joined(held, SAMPLES), ground.yardsticks, settings.threshold, settings.seed
+            drawn = joined(held, SAMPLES)
+            findings[checkpoint.name] = measure_sampler(
+                checkpoint.name, drawn, ground.yardsticks, settings.threshold, settings.seed, copies=ground.copies
             )
-            found.copies = ground.copies(found.images, found.features)
-            findings[checkpoint.name] = found
     last = last_below(findings, settings.limit)
     words = series_verdict(findings, settings.limit, ground.space.name)
     notes = ground.notes(settings) + diverged(findings)

@@ -398,9 +398,7 @@ def findings(counts):
         memory = Memorization(distances, torch.zeros(200, 2, dtype=torch.int64), "pixels", 1 / 3, 50, 50)
         change = paired_difference(is_memorized, found["euler"].memorization.is_memorized) if found else None
         quality = PrecisionRecall(1.0, 1.0, 3), DensityCoverage(1.0, 1.0, 3)
-        found[name] = Findings(
-            name, torch.zeros(200, 1, 2, 2), torch.zeros(200, 4), None, memory, (0, 1), change, 7.0, *quality, {}, {}
-        )
+        found[name] = Findings(name, torch.zeros(200, 1, 2, 2), None, memory, (0, 1), change, 7.0, *quality, {}, {})
     return found
 
 
