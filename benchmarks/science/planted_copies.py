@@ -20,13 +20,12 @@ from PIL import Image
 from torch.nn import functional as F
 
 from benchmarks.report import HERE, environment, table, write_page
+from diffusers_kts.audit.copies import Search, searches
 from diffusers_kts.features.efficientnet import EfficientNetLite0
-from diffusers_kts.memorization.fraction import Memorization, calibrated_threshold, measure_memorization, memorized, ratio
+from diffusers_kts.memorization.fraction import Memorization, calibrated_threshold, memorized, ratio
 from diffusers_kts.memorization.neighbors import distinct_images
-from diffusers_kts.memorization.transformed import TransformedImages
 
 NUM_TRAINING, NUM_HELD_OUT = 1024, 500
-Measure = Callable[[torch.Tensor], Memorization]
 
 
 def flipped(images: torch.Tensor, g: torch.Generator) -> torch.Tensor:
@@ -100,15 +99,12 @@ def data_sets(args: argparse.Namespace) -> Iterator[tuple[str, torch.Tensor]]:
         yield name, images[order].float() / 255
 
 
-def measures(training: torch.Tensor) -> dict[str, Measure]:
+def measures(training: torch.Tensor) -> dict[str, Search]:
     """Those of an audit by name, in features those of its default network."""
     distinct, space = distinct_images(training), EfficientNetLite0().space()
-    known = space(training)
-    return {
-        "pixels": lambda x: measure_memorization(x, training, distinct=distinct),
-        "transformed": TransformedImages(training, distinct),
-        space.name: lambda x: measure_memorization(space(x), known, space.name, distinct=distinct),
-    }
+    found = searches(training, space(training), space, distinct)
+    in_features = found.pop("features")
+    return found | {space.name: lambda x: in_features(space(x))}
 
 
 def measured(images: torch.Tensor, num_copies: int, seed: int) -> dict[str, Any]:

@@ -6,7 +6,7 @@ A pipeline folder stands alone. A LoRA, or a folder with single parts as acceler
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -100,7 +100,9 @@ def _lora_file(path: Path) -> Path:
     if not path.is_dir():
         raise ValueError(f"{path} is no checkpoint; give {KINDS}.")
     if (path / "config.json").is_file():
-        raise ValueError(f"{path} is a part of a checkpoint; give the folder around it, {path.absolute().parent}.")
+        raise ValueError(
+            f"{path} is a part of a checkpoint; give the folder around it, {path.absolute().parent}, or a pipeline folder."
+        )
     files = sorted(file for file in path.glob("*.safetensors"))
     if len(files) != 1 and (path / LORA) not in files:
         if within := sorted(entry.name for entry in path.iterdir() if entry.is_dir() and entry.name[-1:].isdigit()):
@@ -147,23 +149,60 @@ def put_lora(pipe: Any, checkpoint: Checkpoint) -> None:
         )
 
 
-def check_parts(checkpoint: Checkpoint, base: Path) -> None:
-    """Compare a checkpoint's parts with those of its base pipeline; no tensor is read.
+def with_parts_of(base: Path, checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
+    """Checkpoints of parts, each with those alone that its base pipeline has, compared with the base's; no tensor is read.
 
     Raises:
-        ValueError: a part that the pipeline has not, without safetensors, damaged, or of another shape.
+        ValueError: none of them is a part of the pipeline; one is without safetensors, damaged, or of another shape; or the
+            base is damaged.
     """
-    for name, folder in checkpoint.parts.items():
-        if (kind := _class_of(base, name)) is None:
-            raise ValueError(f"{folder} is no part of the pipeline {base}; give its base with --model, or leave it out.")
-        if not list(folder.glob("*.safetensors")):
-            raise ValueError(f"{folder} holds no .safetensors file; save it again, pickled weights are not loaded.")
-        try:
-            shapes = check_model(kind, folder, use_safetensors=True)
-        except Exception as error:  # whatever a damaged folder makes diffusers, safetensors or torch raise
-            raise ValueError(f"checkpoint {folder} cannot be loaded ({brief(error)}); leave it out.") from error
-        if shapes != check_model(kind, base / name):
-            raise ValueError(f"{folder} is another model than the {name} of {base}; give its base with --model.")
+    shapes: dict[str, dict[str, torch.Size] | None] = {}
+    found = []
+    for checkpoint in checkpoints:
+        kinds = {name: kind for name in checkpoint.parts if (kind := _class_of(base, name)) is not None}
+        if not kinds:
+            given = ", ".join(str(folder) for folder in checkpoint.parts.values())
+            raise ValueError(f"{given} is no part of the pipeline {base}; give its base with --model, or leave it out.")
+        for name, kind in kinds.items():
+            folder = checkpoint.parts[name]
+            _check_files(folder)
+            own = _shapes(kind, folder, f"checkpoint {folder}", "leave it out", use_safetensors=True)
+            if name not in shapes:
+                shapes[name] = _shapes(kind, base / name, f"{name} of the base model {base}", "give a whole one with --model")
+            if None not in (own, shapes[name]) and own != shapes[name]:
+                raise ValueError(f"{folder} is another model than the {name} of {base}; give its base with --model.")
+        parts = {name: checkpoint.parts[name] for name in kinds}
+        if parts != checkpoint.parts and checkpoint.path is not None:
+            digest = files_hash(checkpoint.path, [part.name for part in parts.values()])
+            checkpoint = replace(checkpoint, parts=parts, sha256=digest)
+        found.append(checkpoint)
+    return found
+
+
+def _check_files(folder: Path) -> None:
+    """
+    Raises:
+        ValueError: no safetensors, or those of a variant alone.
+    """
+    if not (files := list(folder.glob("*.safetensors"))):
+        raise ValueError(f"{folder} holds no .safetensors file; save it again, pickled weights are not loaded.")
+    variants = {re.sub(r"-\d+-of-\d+", "", file.stem).partition(".")[2] for file in files}
+    if "" not in variants:
+        raise ValueError(f"{folder} holds the variant {min(variants)!r} alone; save it again without variant.")
+
+
+def _shapes(kind: Any, folder: Path, called: str, remedy: str, **options: Any) -> dict[str, torch.Size] | None:
+    """Of the tensors, by name; None of quantized ones, whose shapes are others.
+
+    Raises:
+        ValueError: the model is damaged.
+    """
+    try:
+        if "quantization_config" in read_json(folder / "config.json", dict):
+            return None
+        return check_model(kind, folder, **options)
+    except Exception as error:  # whatever a damaged folder makes diffusers, safetensors or torch raise
+        raise ValueError(f"{called} cannot be loaded ({brief(error)}); {remedy}.") from error
 
 
 def load_parts(checkpoint: Checkpoint, base: Path, dtype: torch.dtype) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import torch
 from ..features.feature_space import FeatureSpace
 from ..memorization.copying import authentic, calibrated_l2, copying_statistic
 from ..memorization.fraction import (
+    THRESHOLD,
     Memorization,
     MemorizedFraction,
     calibrated_threshold,
@@ -21,6 +22,22 @@ from .training import TrainingImages
 
 UNKNOWN = "–"
 FEWEST = 20  # real images to calibrate with
+Search = Callable[[torch.Tensor], Memorization]
+
+
+def searches(
+    images: torch.Tensor, features: torch.Tensor, space: FeatureSpace, distinct: torch.Tensor, threshold: float = THRESHOLD
+) -> dict[str, Search]:
+    """What finds the nearest training images, by name: "pixels" and "transformed" of samples (B, C, H, W), "features" of their
+    features (B, d), unless ``space`` is of pixels."""
+    transformed = TransformedImages(images, distinct)
+    found: dict[str, Search] = {
+        "pixels": lambda x: measure_memorization(x, images, "pixels", threshold, distinct),
+        "transformed": lambda x: transformed(x, threshold),
+    }
+    if not space.name.startswith("pixels"):
+        found["features"] = lambda x: measure_memorization(x, features, space.name, threshold, distinct)
+    return found
 
 
 class CopyMeasures:
@@ -43,18 +60,14 @@ class CopyMeasures:
         held_out: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> None:
         images, distinct = training.images, training.distinct
-        self.training, self.distinct = (images, features), distinct
-        transformed = TransformedImages(images, distinct)
-        self.measures: dict[str, Callable[[torch.Tensor, torch.Tensor], Memorization]] = {
-            "pixels": lambda x, _: measure_memorization(x, images, "pixels", threshold, distinct),
-            "transformed": lambda x, _: transformed(x, threshold),
+        self.measures = {
+            name: _Measure(search, features if name == "features" else images, distinct, name != "transformed")
+            for name, search in searches(images, features, space, distinct, threshold).items()
         }
-        if not space.name.startswith("pixels"):
-            self.measures["features"] = lambda _, f: measure_memorization(f, features, space.name, threshold, distinct)
         self.equal = 0
         self.real: dict[str, _Found] = {}
         if held_out is not None:
-            unseen = self.measures["pixels"](*held_out).distances[:, 0] > 0
+            unseen = self.measures["pixels"].search(held_out[0]).distances[:, 0] > 0
             self.equal = int((~unseen).sum())
             if unseen.sum() >= FEWEST:
                 self.real = self._find(*(numbers[unseen] for numbers in held_out))
@@ -64,17 +77,29 @@ class CopyMeasures:
         return {name: _summary(found, self.real.get(name)) for name, found in self._find(images, features).items()}
 
     def _find(self, images: torch.Tensor, features: torch.Tensor) -> dict[str, "_Found"]:
-        numbers = {"pixels": (images, self.training[0]), "features": (features, self.training[1])}
-        found = {}
-        for name, measure in self.measures.items():
-            near = measure(images, features)
-            of_training = lambda i, measure=measure: measure(*(part[i] for part in self.training))  # noqa: E731
-            calibrated = None
-            if name in numbers:
-                own, known = numbers[name]
-                calibrated = calibrated_l2(near.distances[:, 0], own, known[self.distinct])
-            found[name] = _Found(near, authentic(near, of_training), calibrated)
-        return found
+        return {name: measure(features if name == "features" else images) for name, measure in self.measures.items()}
+
+
+class _Measure:
+    """A search, and what it finds of the training numbers (n, ...) themselves, which is kept."""
+
+    def __init__(self, search: Search, training: torch.Tensor, distinct: torch.Tensor, in_l2: bool) -> None:
+        self.search, self.training = search, training
+        whole = len(distinct) == len(training)
+        self.distinct = (training if whole else training[distinct]) if in_l2 else None
+        self.spacings = training.new_full((len(training),), torch.nan)
+
+    def __call__(self, numbers: torch.Tensor) -> "_Found":
+        near = self.search(numbers)
+        calibrated = None if self.distinct is None else calibrated_l2(near.distances[:, 0], numbers, self.distinct)
+        return _Found(near, authentic(near, self._spacing), calibrated)
+
+    def _spacing(self, images: torch.Tensor) -> torch.Tensor:
+        """(m,) distances of training images to the nearest other one."""
+        new = images[self.spacings[images].isnan()]
+        if len(new):
+            self.spacings[new] = self.search(self.training[new]).distances[:, 1]  # the first is the image itself
+        return self.spacings[images]
 
 
 @dataclass(frozen=True)

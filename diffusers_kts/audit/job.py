@@ -64,9 +64,10 @@ def run_audit(settings: AuditSettings, show_progress: bool = True) -> AuditResul
         images, traces = _draw_missing(sampler, settings, ground.size, bar)
     headings = SAMPLERS | {name: heading for name, (heading, _) in settings.samplers().items()}
     with tqdm(desc="measuring", total=len(SAMPLERS), unit="sampler", disable=not show_progress) as bar:
-        findings = measure(images, traces, ground.yardsticks, headings, settings.threshold, settings.seed, bar.update)
+        findings = measure(
+            images, traces, ground.yardsticks, headings, settings.threshold, settings.seed, ground.copies, bar.update
+        )
     plain = findings["euler"]
-    plain.copies = ground.copies(plain.images, plain.features)
     notes = ground.notes(settings) + _notes(sampler, findings)
     detector = _fit_detector(sampler, settings, plain, manifest, notes)
     words = verdict(findings, ground.space.name)

@@ -27,6 +27,7 @@ from ..memorization.fraction import (
     measure_memorization,
     paired_difference,
 )
+from .copies import CopyMeasures
 from .sampling import SAMPLERS, Batch
 from .training import TrainingImages
 
@@ -65,7 +66,6 @@ class Findings:
 
     heading: str
     images: torch.Tensor
-    features: torch.Tensor
     trace: KPETrace | None
     memorization: Memorization
     bootstrap: tuple[float, float]
@@ -166,22 +166,29 @@ def measure(
     headings: Mapping[str, str],
     threshold: float,
     seed: int,
+    copies: CopyMeasures,
     advance: Callable[[], Any] = lambda: None,
 ) -> dict[str, Findings]:
-    """Findings of every sampler, "euler" first, from images of the same noises."""
+    """Findings of every sampler, "euler" first, from images of the same noises; of it copies, too."""
     found: dict[str, Findings] = {}
     for name in SAMPLERS:
-        found[name] = measure_sampler(
-            headings[name], Batch(images[name], traces.get(name)), yardsticks, threshold, seed, found.get("euler")
-        )
+        drawn, plain = Batch(images[name], traces.get(name)), found.get("euler")
+        found[name] = measure_sampler(headings[name], drawn, yardsticks, threshold, seed, plain, None if plain else copies)
         advance()
     return found
 
 
 def measure_sampler(
-    heading: str, drawn: Batch, yardsticks: Yardsticks, threshold: float, seed: int, plain: Findings | None = None
+    heading: str,
+    drawn: Batch,
+    yardsticks: Yardsticks,
+    threshold: float,
+    seed: int,
+    plain: Findings | None = None,
+    copies: CopyMeasures | None = None,
 ) -> Findings:
-    """Findings of one sampler; ``plain`` are those of the sampler that it is compared with, from the same noises."""
+    """Findings of one sampler; ``plain`` are those of the sampler that it is compared with, from the same noises; copies are
+    sought by further measures where they are given."""
     images, trace = drawn.images, drawn.trace
     order = torch.randperm(len(yardsticks.real_features), generator=torch.Generator().manual_seed(seed))
     real = yardsticks.real_features[order[: len(images)]]  # as many as there are samples
@@ -193,7 +200,6 @@ def measure_sampler(
     return Findings(
         heading,
         images,
-        features,
         trace,
         memorization,
         bootstrap_interval(hits, seed=seed),
@@ -203,6 +209,7 @@ def measure_sampler(
         density_coverage(features, real, MANIFOLD_K),
         statistics,
         {key: separation for key, separation in separations.items() if separation is not None},
+        copies(images, features) if copies else None,
     )
 
 

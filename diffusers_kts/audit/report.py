@@ -15,7 +15,7 @@ from ..page import png, render, svg
 from ..plotting import plot_neighbors, plot_samples
 from .copies import UNKNOWN, copy_rows
 from .figures import plot_energies, plot_groups, plot_pairs, plot_reproduced, plot_shares
-from .measures import STATISTICS, Findings
+from .measures import STATISTICS, Findings, deciles
 from .sampling import CONTROLS
 from .store import CHECKPOINTS
 from .training import MOST_COMPARED, TrainingImages
@@ -77,8 +77,9 @@ def same_reference(report: Mapping[str, Any]) -> bool:
 
 def findings_row(name: str, findings: Findings) -> dict[str, Any]:
     f, change = findings.f_mem, findings.against_plain
-    displacement, summary = findings.net_displacement, findings.summary()
-    energy, excess = (summary["path_energy_per_dim"] or {}).get("total"), summary["excess_per_dim"]
+    displacement, trace = findings.net_displacement, findings.trace
+    energy = deciles(trace.path_energy.per_dim.total) if trace is not None else None
+    excess = deciles(trace.excess_per_dim) if trace is not None and trace.displacement is not None else None
     return {
         "heading": findings.heading,
         "control": CONTROLS_IN_WORDS.get(name),

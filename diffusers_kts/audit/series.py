@@ -14,7 +14,7 @@ from ..sampling.devices import usable_device
 from ..sampling.find import find_model, fingerprint, load_model, num_classes
 from ..sampling.prompts import Prompt, prompts_hash, read_prompts
 from ..sampling.sampler import Sampler
-from .checkpoints import EMA, Checkpoint, check_parts, find_checkpoints, load_parts, put_lora
+from .checkpoints import EMA, Checkpoint, find_checkpoints, load_parts, put_lora, with_parts_of
 from .ground import Ground, about, image_paths, measured_in
 from .measures import Findings, measure_sampler
 from .result import FORMAT, AuditResult, finished
@@ -41,8 +41,8 @@ def run_series(settings: AuditSettings, show_progress: bool = True) -> AuditResu
     kind, folder, base = checkpoints[0].kind, checkpoints[0].path, None
     if kind != "pipeline" or folder is None:
         folder = base = find_model(settings.model)
-        for checkpoint in checkpoints:
-            check_parts(checkpoint, base)
+        if kind == "part of a pipeline":
+            checkpoints = with_parts_of(base, checkpoints)
         checkpoints.insert(0, Checkpoint(None, 0, fingerprint(base), kind))
     prompts = read_prompts(settings, num_classes(folder))
     training = image_paths(settings, folder)
@@ -75,11 +75,10 @@ def run_series(settings: AuditSettings, show_progress: bool = True) -> AuditResu
             for block, batches in zip(blocks, drawn_once(place, blocks, [SAMPLES], [SAMPLES], draw), strict=True):
                 held.append(batches)
                 bar.update(len(block))
-            found = measure_sampler(
-                checkpoint.name, joined(held, SAMPLES), ground.yardsticks, settings.threshold, settings.seed
+            drawn = joined(held, SAMPLES)
+            findings[checkpoint.name] = measure_sampler(
+                checkpoint.name, drawn, ground.yardsticks, settings.threshold, settings.seed, copies=ground.copies
             )
-            found.copies = ground.copies(found.images, found.features)
-            findings[checkpoint.name] = found
     last = last_below(findings, settings.limit)
     words = series_verdict(findings, settings.limit, ground.space.name)
     notes = ground.notes(settings) + diverged(findings)
@@ -135,6 +134,7 @@ class _Loaded:
         if self.held != checkpoint.path and checkpoint.kind == "LoRA":
             put_lora(self.sampler.sampler.pipe, checkpoint)
         elif self.held != checkpoint.path:
+            del self.sampler  # before the next is loaded: a device may have room for one
             self.sampler = self._load(checkpoint)
         self.held = checkpoint.path
         return self.sampler

@@ -68,8 +68,11 @@ def _difference(begun: Mapping[str, Mapping[str, Any]], manifest: Mapping[str, M
         if (now := manifest[CHECKPOINTS].get(name)) != digest:
             return f"with another checkpoint {name}" if now else f"of {name} too, which is not among these checkpoints"
     for part, values in manifest.items():
+        held = begun.get(part, {})
         for name, value in values.items() if part != CHECKPOINTS else ():
-            if (old := begun.get(part, {}).get(name)) != value:
+            if part == "sha256" and name not in held:
+                continue  # an earlier version did not note it
+            if (old := held.get(name)) != value:
                 return f"with another {name}" if part == "sha256" else f"with {name} {old!r}, not {value!r}"
     return None
 

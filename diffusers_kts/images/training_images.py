@@ -39,9 +39,9 @@ def load_images(path: Path, shape: tuple[int, int, int], resize: bool = False) -
 
 def described(path: Path, shape: tuple[int, int, int]) -> tuple[list[str], str]:
     """The names of the images that `load_images` reads, in its order: a file's name with the number, or those of pictures; and
-    what is done to the size of pictures."""
+    what is done to the size of images."""
     found = open_images(path, shape[1:], shape[0])
-    return found.names, found.resize
+    return found.names, found.resize if path.is_dir() else found.resize.replace("(PIL)", "(torch)")  # as `resized` does it
 
 
 def resized(images: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:

@@ -10,7 +10,7 @@ import torch
 from scipy.stats import mannwhitneyu
 
 from .fraction import Memorization
-from .neighbors import CHUNK_SIZE, check_images
+from .neighbors import CHUNK_SIZE, NUMBERS, check_images
 
 NEAREST, ALPHA = 50, 0.5  # of calibrated L2, Carlini et al.'s
 
@@ -29,17 +29,17 @@ def copying_statistic(samples: torch.Tensor, real: torch.Tensor) -> float:
     return (farther - m * n / 2) / math.sqrt(m * n * (m + n + 1) / 12)
 
 
-def authentic(found: Memorization, measure: Callable[[torch.Tensor], Memorization]) -> torch.Tensor:
+def authentic(found: Memorization, spacing: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
     """(B,) bool, whether a sample is farther from its nearest training image than that is from its nearest other training
     image; the mean is AuthPct (Alaa et al. 2022), here among distinct training images.
 
     Args:
         found (`Memorization`): of the samples.
-        measure (`Callable`): the same measure, of the training images with the indices (m,) in place of samples.
+        spacing (`Callable`): of the training images with the indices (m,), distances (m,) to the nearest other one, by the
+            same measure.
     """
     nearest, place = found.indices[:, 0].unique(return_inverse=True)
-    spacing = measure(nearest).distances[:, 1]  # the first is the image itself
-    return found.distances[:, 0] > spacing[place]
+    return found.distances[:, 0] > spacing(nearest)[place]
 
 
 @torch.no_grad()
@@ -60,10 +60,14 @@ def calibrated_l2(
         TypeError: not floating point. ValueError: shapes that do not match.
     """
     check_images(samples, training)
-    x = samples.flatten(1)
-    found = x.new_empty(len(x), 0)
-    for chunk in training.to(x).flatten(1).split(CHUNK_SIZE):
-        squares = x.square().sum(1, keepdim=True) + chunk.square().sum(1) - 2 * x @ chunk.T  # no mean needs more precision
+    y = training.flatten(1)
+    x = samples.flatten(1).to(torch.promote_types(samples.dtype, torch.float32))
+    center = y.mean(0).to(x)  # an offset, the larger the more, would cancel digits in the squares
+    x = x - center
+    norms, found = x.square().sum(1, keepdim=True), x.new_empty(len(x), 0)
+    for part in y.split(max(1, min(CHUNK_SIZE, NUMBERS // max(1, *x.shape)))):
+        chunk = part.to(x) - center
+        squares = norms + chunk.square().sum(1) - 2 * x @ chunk.T
         found = torch.cat([found, squares.clamp(min=0)], 1)
         found = found.topk(min(n, found.shape[1]), largest=False).values
     return distances / (alpha * found.sqrt().mean(1))

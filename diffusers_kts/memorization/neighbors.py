@@ -8,7 +8,7 @@ CHUNK_SIZE = 4096
 _SPARE = 16  # candidates beyond k, so that the bound separates nearly every sample
 _BLOCK = 1024  # samples held against a chunk at a time
 _COLUMNS = 2048  # dimensions summed in one matrix product, which keeps its rounding bound small for large images
-_NUMBERS = 2**25  # read at a time, whatever the size of an image; 256 MiB in float64
+NUMBERS = 2**25  # read at a time, whatever the size of an image; 256 MiB in float64
 
 
 @torch.no_grad()
@@ -41,7 +41,7 @@ def nearest_neighbors(
     if chunk_size < 1:
         raise ValueError(f"chunk_size is {chunk_size}; give at least 1.")
     x, y = samples.flatten(1).to(torch.promote_types(samples.dtype, torch.float32)), training.flatten(1)
-    chunk_size = min(chunk_size, max(1, _NUMBERS // max(1, x.shape[1])))
+    chunk_size = min(chunk_size, max(1, NUMBERS // max(1, x.shape[1])))
     with torch.autocast(x.device.type, enabled=False):
         candidates, separated = _shortlist(x, y, k, chunk_size)
         distances, indices = _nearest_of(x, y, candidates, k)
@@ -113,7 +113,7 @@ def _l2(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 def _nearest_of(x: torch.Tensor, y: torch.Tensor, candidates: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The k nearest of every sample's own candidates (B, m)."""
     candidates, found = candidates.sort(1).values, []
-    size = max(1, _NUMBERS // max(1, candidates.shape[1] * x.shape[1]))
+    size = max(1, NUMBERS // max(1, candidates.shape[1] * x.shape[1]))
     for start in range(0, max(1, len(x)), size):
         rows = slice(start, start + size)
         near = y[candidates[rows].to(y.device)].to(x)

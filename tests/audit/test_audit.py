@@ -20,13 +20,16 @@ from typer.main import get_command
 
 from diffusers_kts import ClassConditionalFlowPipeline, KTSFlowMatchScheduler, embedded_model
 from diffusers_kts.audit import job
+from diffusers_kts.audit.copies import CopyMeasures
 from diffusers_kts.audit.job import FILES, run_audit
 from diffusers_kts.audit.measures import Findings, separate
 from diffusers_kts.audit.sampling import SAMPLERS, AuditSampler
 from diffusers_kts.audit.settings import AuditSettings
-from diffusers_kts.audit.store import BLOCKS, MANIFEST
+from diffusers_kts.audit.store import BLOCKS, MANIFEST, begin
+from diffusers_kts.audit.training import TrainingImages
 from diffusers_kts.audit.verdict import verdict
 from diffusers_kts.cli.app import app as commands
+from diffusers_kts.features.feature_space import FeatureSpace
 from diffusers_kts.features.frechet import DensityCoverage, PrecisionRecall
 from diffusers_kts.gain import Gain
 from diffusers_kts.kpe.trace import KPETrace
@@ -258,6 +261,19 @@ def test_other_settings_in_the_same_folder_are_refused(audited, tmp_path, change
     assert contents(folder)[0] == before[0]
 
 
+def test_a_digest_that_an_earlier_version_did_not_note_is_not_compared(tmp_path):
+    settings, now = small(tmp_path / "out"), {"model": "a", "features": "b"}
+    begin(settings, {"settings": {"seed": 0}, "sha256": {"model": "a"}})
+    before = (tmp_path / "out" / MANIFEST).read_bytes()
+    begin(settings, {"settings": {"seed": 0}, "sha256": now})
+    assert (tmp_path / "out" / MANIFEST).read_bytes() == before
+    with pytest.raises(ValueError, match="another model"):
+        begin(settings, {"settings": {"seed": 0}, "sha256": now | {"model": "c"}})
+    begin(small(tmp_path / "new"), {"sha256": now})
+    with pytest.raises(ValueError, match="another features"):
+        begin(small(tmp_path / "new"), {"sha256": now | {"features": "c"}})
+
+
 def test_a_damaged_manifest_is_named(audited, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / MANIFEST).write_text("[1]")
@@ -342,6 +358,24 @@ def test_a_diverging_sample_spoils_no_other(tmp_path):
     assert rows["nonfinite_step"].iloc[:3].tolist() == [-1, 0, -1] and rows["d1"].notna().all()
 
 
+def test_authpct_of_every_call_is_that_of_all_distances(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (31, 8, 8), np.uint8)
+    pixels[30] = pixels[4]  # not distinct
+    np.save(tmp_path / "images.npy", pixels)
+    training = TrainingImages.load(tmp_path / "images.npy", (1, 8, 8), False)
+    known = training.images[:30].flatten(1)
+    spacing = (torch.cdist(known, known) + torch.diag(torch.full((30,), torch.inf))).amin(1)
+    measures = CopyMeasures(training, training.images.flatten(1), FeatureSpace("pixels", lambda x: x), 1 / 3)
+    for seed in range(3):
+        samples = training.images[seed:30:2]
+        noise = torch.randn(samples.shape, generator=torch.Generator().manual_seed(seed))
+        samples = (samples + torch.linspace(0.1, 1, len(samples)).view(-1, 1, 1, 1) * noise).clamp(0, 1)
+        apart = torch.cdist(samples.flatten(1), known).min(1)
+        expected = int((apart.values > spacing[apart.indices]).sum())
+        found = measures(samples, samples.flatten(1))["pixels"]["authpct"]["samples"]
+        assert found["count"] == expected and 0 < expected < found["n"] == len(samples)
+
+
 def test_separation_is_the_share_of_pairs_in_order():
     g = torch.Generator().manual_seed(0)
     values, memorized = torch.rand(60, generator=g), torch.rand(60, generator=g) < 0.3
@@ -364,9 +398,7 @@ def findings(counts):
         memory = Memorization(distances, torch.zeros(200, 2, dtype=torch.int64), "pixels", 1 / 3, 50, 50)
         change = paired_difference(is_memorized, found["euler"].memorization.is_memorized) if found else None
         quality = PrecisionRecall(1.0, 1.0, 3), DensityCoverage(1.0, 1.0, 3)
-        found[name] = Findings(
-            name, torch.zeros(200, 1, 2, 2), torch.zeros(200, 4), None, memory, (0, 1), change, 7.0, *quality, {}, {}
-        )
+        found[name] = Findings(name, torch.zeros(200, 1, 2, 2), None, memory, (0, 1), change, 7.0, *quality, {}, {})
     return found
 
 

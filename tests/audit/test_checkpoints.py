@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import weakref
 from pathlib import Path
 
 import jsonschema
@@ -18,7 +19,8 @@ from tiny_diffusion import DIFFUSION
 from tiny_pipelines import tiny_sd3
 
 from diffusers_kts import embedded_model
-from diffusers_kts.audit import job
+from diffusers_kts.audit import job, series
+from diffusers_kts.audit.checkpoints import find_checkpoints, with_parts_of
 from diffusers_kts.audit.sampling import PlainSampler
 from diffusers_kts.audit.settings import AuditSettings, fewest_samples
 from diffusers_kts.audit.training import TrainingImages
@@ -139,11 +141,26 @@ def trained(folder, seed):
     return transformer
 
 
-def test_a_checkpoint_may_hold_the_transformer_alone(fine_tune, kts, tmp_path):
-    """As accelerate's save_state leaves it: averaged weights come first, pickles are not read, the base is drawn, too."""
+def test_a_checkpoint_may_hold_the_transformer_alone(fine_tune, kts, tmp_path, monkeypatch):
+    """As accelerate's save_state leaves it: averaged weights come first, pickles are not read, the base is drawn, too. Of
+    the pipelines one is held at a time."""
+    init, load, held, before = PlainSampler.__init__, series.load_parts, [], []
+
+    def note(self, sampler, prompts):
+        held.append(weakref.ref(sampler.pipe.transformer))
+        init(self, sampler, prompts)
+
+    def look(*args):
+        before.append([pipeline() is not None for pipeline in held])
+        return load(*args)
+
+    monkeypatch.setattr(PlainSampler, "__init__", note)
+    monkeypatch.setattr(series, "load_parts", look)
     last = {20: trained(tmp_path / "checkpoint-20" / "transformer", 20)}
     trained(tmp_path / "checkpoint-40" / "transformer", 1)
     last[40] = trained(tmp_path / "checkpoint-40" / "transformer_ema", 40)
+    shutil.copytree(fine_tune / "base" / "scheduler", tmp_path / "checkpoint-40" / "logs")  # no part of the pipeline
+    (tmp_path / "checkpoint-40" / "logs" / "config.json").write_text("{}")
     config = tmp_path / "checkpoint-40" / "transformer_ema" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"decay": 0.999, "optimization_step": 40}))  # of an EMAModel
     for step in last:
@@ -153,6 +170,7 @@ def test_a_checkpoint_may_hold_the_transformer_alone(fine_tune, kts, tmp_path):
         (tmp_path / shared).symlink_to(fine_tune / shared)
     code, out, err = kts("audit", *f"{ARGS} --checkpoints checkpoint-40 checkpoint-20 --output out".split())
     assert code == 0, err
+    assert before == [[False], [False, False]]
     rows, report = pd.read_parquet("out/samples.parquet"), json.loads(Path("out/report.json").read_text())
     assert [*report["checkpoints"]] == ["base model", "step 20", "step 40"] and not Path("harm").exists()
     assert (
@@ -168,6 +186,21 @@ def test_a_checkpoint_may_hold_the_transformer_alone(fine_tune, kts, tmp_path):
         drawn = rows[(rows["sampler"] == (f"step {step}" if step else "base model")) & (rows["sample"] == 3)]
         distances = (training.images - image).flatten(1).norm(dim=1)
         assert drawn["d1"].item() == pytest.approx(float(distances.min()), abs=0.1)
+
+
+def test_of_a_checkpoint_only_parts_of_its_base_count_and_quantized_ones_are_not_compared(fine_tune, tmp_path):
+    part, base = tmp_path / "run-3" / "transformer", tmp_path / "base"
+    tiny_sd3().transformer.save_pretrained(part)
+    alone = find_checkpoints([tmp_path / "run-3"])
+    assert with_parts_of(fine_tune / "base", alone) == alone
+    (tmp_path / "run-3" / "logs").mkdir()
+    (tmp_path / "run-3" / "logs" / "config.json").write_text("{}")
+    assert with_parts_of(fine_tune / "base", find_checkpoints([tmp_path / "run-3"])) == alone
+    shutil.copytree(fine_tune / "base", base)
+    config = json.loads((base / "transformer" / "config.json").read_text())
+    (base / "transformer" / "config.json").write_text(json.dumps(config | {"quantization_config": {}}))
+    (base / "transformer" / "diffusion_pytorch_model.safetensors").unlink()  # what it holds is not looked at
+    assert with_parts_of(base, alone) == alone
 
 
 @pytest.fixture(scope="module")
@@ -252,11 +285,13 @@ def test_the_fewest_samples_that_can_prove_a_limit(limit):
         ("runs/checkpoint-90 foreign-3", "foreign-3/lora.safetensors is no LoRA of this pipeline"),
         ("runs/checkpoint-90 cut-4.safetensors", "cut-4.safetensors is no LoRA of this pipeline"),
         ("broken-8", "checkpoint broken-8 cannot be loaded"),
-        ("broken-8/transformer", "is a part of a checkpoint; give the folder around it"),
+        ("broken-8/transformer", "is a part of a checkpoint; give the folder around it, "),
         ("parts-1", "parts-1/controlnet is no part of the pipeline base"),
         ("parts-2", "parts-2/transformer holds no .safetensors file; save it again, pickled weights are not loaded"),
         ("parts-3", "parts-3/transformer is another model than the transformer of base"),
         ("parts-4", "checkpoint parts-4/transformer cannot be loaded"),
+        ("parts-5", "parts-5/transformer holds the variant 'fp16' alone; save it again without variant"),
+        ("parts-6 --model broken-8", "transformer of the base model broken-8 cannot be loaded"),
         ("runs/checkpoint-90 --limit 0.05", "draw at least 72"),
         ("runs/checkpoint-90 --limit 1", "limit is 1.0"),
         ("runs/checkpoint-90 --model memorizing --prompts class.txt --height 28 --width 28", "takes no height"),
@@ -287,6 +322,8 @@ def test_unsuitable_checkpoints_end_with_one_sentence_before_any_work(fine_tune,
     larger = json.loads(config.read_text())
     larger["num_layers"] += 1
     tiny_sd3().transformer.from_config(larger).save_pretrained(tmp_path / "parts-3" / "transformer")
+    tiny_sd3().transformer.save_pretrained(tmp_path / "parts-5" / "transformer", variant="fp16", max_shard_size="20KB")
+    shutil.copytree(fine_tune / "base" / "transformer", tmp_path / "parts-6" / "transformer")
     (tmp_path / "class.txt").write_text("Bag")
     given, *more = checkpoints.split(" --")
     if "out/" in checkpoints:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from diffusers_kts.features.choice import feature_space
 from diffusers_kts.features.feature_space import FeatureSpace
-from diffusers_kts.images.training_images import load_images, resized
+from diffusers_kts.images.training_images import described, load_images, resized
 
 
 class Network(torch.nn.Module):
@@ -96,6 +96,7 @@ def test_arrays_are_read_by_any_name_and_layout(tmp_path):
     assert torch.equal(load_images(tmp_path / "b.npz", (3, 5, 6)), expected)
     assert torch.equal(load_images(tmp_path / "c.npy", (3, 5, 6)), expected)
     assert load_images(tmp_path / "c.npy", (3, 4, 4), resize=True).shape == (4, 3, 4, 4)
+    assert described(tmp_path / "c.npy", (3, 4, 4))[1].endswith("scaled to 4x4, bilinear with antialiasing (torch)")
 
 
 def test_pictures_are_read_in_order_cropped_to_the_middle_and_scaled(tmp_path):
@@ -109,6 +110,7 @@ def test_pictures_are_read_in_order_cropped_to_the_middle_and_scaled(tmp_path):
     assert torch.equal(images[0], torch.from_numpy(same).permute(2, 0, 1).float() / 255)
     assert torch.equal(images[1], torch.full((3, 6, 6), 200 / 255))
     assert load_images(tmp_path, (1, 3, 3)).shape == (2, 1, 3, 3)
+    assert described(tmp_path, (1, 3, 3))[1].endswith("scaled to 3x3, bilinear with antialiasing (PIL)")
     (tmp_path / "c.png").write_bytes(b"broken")
     with pytest.raises(ValueError, match="c.png in .* cannot be read as a picture"):
         load_images(tmp_path, (3, 6, 6))

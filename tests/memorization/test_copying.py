@@ -28,7 +28,8 @@ def test_authpct_is_that_of_the_published_implementation(features):
     apart = distances(training, samples)
     published = among.min(0)[apart.argmin(0)] < apart.min(0)  # as dgm-eval (Stein et al. 2023) has it
     ours, known = torch.from_numpy(samples), torch.from_numpy(training)
-    found = authentic(measure_memorization(ours, known, "x"), lambda i: measure_memorization(known[i], known, "x"))
+    spacing = lambda i: measure_memorization(known[i], known, "x").distances[:, 1]  # noqa: E731
+    found = authentic(measure_memorization(ours, known, "x"), spacing)
     assert found.tolist() == published.tolist() and not found[::4].any() and 0.2 < found.float().mean() < 0.7
 
 
@@ -42,6 +43,14 @@ def test_calibrated_l2_is_the_published_formula(features, n, monkeypatch):
     found = calibrated_l2(d1, torch.from_numpy(samples), torch.from_numpy(training), n)
     assert found.tolist() == pytest.approx(published.tolist()) and (found < 1).tolist() == (published < 1).tolist()
     assert (found[::4] < 0.4).all()
+
+
+@pytest.mark.parametrize("offset", [100, 1000])
+def test_calibrated_l2_does_not_depend_on_where_features_lie(features, offset):
+    ours, known = (torch.from_numpy(offset + 0.1 * part).float() for part in features)
+    apart = np.sort(distances(ours.double().numpy(), known.double().numpy()), axis=1)
+    found = calibrated_l2(torch.from_numpy(apart[:, 0]), ours, known)
+    assert found.numpy() == pytest.approx(apart[:, 0] / (0.5 * apart[:, :50].mean(1)), rel=1e-5)
 
 
 def test_the_copying_statistic_counts_pairs():
