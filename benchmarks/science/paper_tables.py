@@ -1,6 +1,6 @@
 """The experiments of arXiv 2602.07928, run again on Fashion-MNIST models that anyone can train.
 
-    python -m benchmarks.science.paper_tables --data fashion_mnist.npz --seeds 0 --num-samples 5000 --network-calls 100
+    python -m benchmarks.science.paper_tables --data fashion_mnist.npz --seeds 0 --num-samples 10000 --network-calls 100
 
 The models are recoded (``benchmarks/science/recoding.py``) to the reference code's data, centered and with a range of 1, so
 that tau_split, beta_0 and the gains act where they do there. All samplers of a table start from the same noises, and the side
